@@ -1,0 +1,1 @@
+"""The only place of grpc: from wire to daemon and back."""

@@ -1,0 +1,61 @@
+from kvmd.v1 import bounds_pb2 as _bounds_pb2
+from kvmd.v1 import error_pb2 as _error_pb2
+from kvmd.v1 import image_pb2 as _image_pb2
+from kvmd.v1 import memory_pb2 as _memory_pb2
+from kvmd.v1 import process_pb2 as _process_pb2
+from kvmd.v1 import symbol_pb2 as _symbol_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class OpenRequest(_message.Message):
+    __slots__ = ("execfile", "corefile", "swapfiles", "flags")
+    EXECFILE_FIELD_NUMBER: _ClassVar[int]
+    COREFILE_FIELD_NUMBER: _ClassVar[int]
+    SWAPFILES_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
+    execfile: str
+    corefile: str
+    swapfiles: _containers.RepeatedScalarFieldContainer[str]
+    flags: int
+    def __init__(self, execfile: _Optional[str] = ..., corefile: _Optional[str] = ..., swapfiles: _Optional[_Iterable[str]] = ..., flags: _Optional[int] = ...) -> None: ...
+
+class OpenResponse(_message.Message):
+    __slots__ = ("descriptor", "kernel_name")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    kernel_name: str
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ...) -> None: ...
+
+class OpenFilesRequest(_message.Message):
+    __slots__ = ("open",)
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    open: OpenRequest
+    def __init__(self, open: _Optional[_Union[OpenRequest, _Mapping]] = ...) -> None: ...
+
+class OpenFilesResponse(_message.Message):
+    __slots__ = ("descriptor", "kernel_name", "errbuf", "error")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    ERRBUF_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    kernel_name: str
+    errbuf: str
+    error: _error_pb2.Error
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("descriptor",)
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    def __init__(self, descriptor: _Optional[str] = ...) -> None: ...
+
+class CloseResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
