@@ -1,0 +1,210 @@
+"""Settings: the TOML file of kvmd.toml(5) and the command line, validated to the last key.
+
+Every section is a frozen dataclass; its fields are the section's keys, its defaults the defaults. An
+unknown key, a wrong type, an unknown subject or verb is a :class:`ConfigError` naming file, key and line.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from kvmd.access.policy import Policy, Rule, RuleError
+
+DEFAULT_PATH = "/etc/kvmd/kvmd.toml"
+DEFAULT_SOCKET = "/run/kvmd/kvmd.sock"
+
+Section = TypeVar("Section")
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message names file, key and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """``[listen]``: where clients connect."""
+
+    unix: str = DEFAULT_SOCKET
+    # Who may connect at all; what they may do is the policy's business. None: 0666 for root's daemon, else 0600.
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dumps:
+    """``[dumps]``: where files that a client names may lie."""
+
+    directories: tuple[str, ...] = ("/var/crash",)
+    # Where an execfile may lie besides the dump directories.
+    kernels: tuple[str, ...] = ("/boot", "/usr/lib/debug")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``[limits]``: how much anybody may use. Times in seconds, sizes in bytes."""
+
+    connections: int = 1024
+    connections_per_uid: int = 64
+    descriptors: int = 4096
+    descriptors_per_uid: int = 256
+    workers: int = 32
+    concurrent_calls: int = 1024
+    # A worker's address space beyond what it holds before it opens the image.
+    worker_memory: int = 4 << 30
+    # The longest a worker may take for one step of a call before it is killed.
+    worker_timeout: float = 30.0
+    # How long a worker stays after its last descriptor was closed.
+    worker_linger: float = 10.0
+    # The longest a unary call, and a stream, may take if the client sets no shorter deadline.
+    call_deadline: float = 60.0
+    stream_deadline: float = 3600.0
+    # How long a client may leave an answer unread before its connection is cut.
+    stall: float = 30.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < (0 if item.name == "worker_linger" else 1):
+                raise ValueError(f"{item.name}: must be at least {0 if item.name == 'worker_linger' else 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """``[audit]``: where the record of who did what goes."""
+
+    # A file to append JSON lines to; empty: standard error, which systemd puts in the journal.
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings."""
+
+    listen: Listen = field(default_factory=Listen)
+    dumps: Dumps = field(default_factory=Dumps)
+    limits: Limits = field(default_factory=Limits)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    policy: Policy = field(default_factory=Policy)
+
+
+def _line(text: str, section: str, key: str, nth: int = 0) -> int:
+    """The number of the line that holds ``key`` in the nth ``[section]`` or ``[[section]]``; 0 if it can't be told."""
+    seen, inside = -1, False
+    heading = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(#.*)?$")
+    assignment = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]")
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := heading.match(line):
+            seen += match[1] == section
+            inside = match[1] == section and seen == nth
+            if (not key and inside) or (match[1] == key and not section):
+                return number
+        elif (inside or not section) and assignment.match(line):
+            return number
+    return 0
+
+
+class _Source:
+    """The file being read, for its name and lines in messages."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name, self.text = name, text
+
+    def wrong(self, section: str, key: str, what: str, nth: int = 0) -> ConfigError:
+        line = _line(self.text, section, key, nth)
+        where = f"{self.name}:{line}" if line else self.name
+        return ConfigError(f"{where}: {'.'.join(filter(None, (section, key)))}: {what}")
+
+
+def _value(kind: Any, value: Any) -> Any:
+    """``value`` as ``kind``, or ValueError saying what was wanted."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError("must be a list of strings")
+        return tuple(value)
+    wanted = tuple(item for item in get_args(kind) or (kind,) if item is not type(None))
+    if wanted == (float,):
+        wanted = (float, int)
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        names = {str: "a string", int: "an integer", float: "a number"}
+        raise ValueError(f"must be {names[wanted[0]]}")
+    return value
+
+
+def _section(source: _Source, name: str, kind: type[Section], table: object) -> Section:
+    if not isinstance(table, Mapping):
+        raise source.wrong("", name, "must be a table")
+    hints, values = get_type_hints(kind), {}
+    for key, value in table.items():
+        if key not in hints:
+            raise source.wrong(name, key, f"unknown key; [{name}] has {', '.join(hints)}")
+        try:
+            values[key] = _value(hints[key], value)
+        except ValueError as wrong:
+            raise source.wrong(name, key, str(wrong)) from None
+    try:
+        return kind(**values)
+    except ValueError as wrong:
+        key, _, what = str(wrong).partition(": ")
+        raise source.wrong(name, key, what) from None
+
+
+def _rules(source: _Source, tables: object) -> Policy:
+    if not isinstance(tables, list):
+        raise source.wrong("", "policy", "write each rule as [[policy]]")
+    rules = []
+    for nth, table in enumerate(tables):
+        values = {}
+        for key in ("subjects", "images", "verbs"):
+            try:
+                values[key] = _value(tuple[str, ...], table.get(key))
+            except ValueError as wrong:
+                raise source.wrong("policy", key if key in table else "", f"{key} {wrong}", nth) from None
+        for key in table:
+            if key not in values:
+                raise source.wrong("policy", key, "unknown key; [[policy]] has subjects, images, verbs", nth)
+        try:
+            line = _line(source.text, "policy", "", nth)
+            rules.append(Rule(**values, origin=f"{source.name}:{line}"))
+        except RuleError as wrong:
+            raise source.wrong("policy", wrong.key, str(wrong), nth) from None
+    return Policy(tuple(rules))
+
+
+_SECTIONS = {"listen": Listen, "dumps": Dumps, "limits": Limits, "audit": AuditSettings}
+
+
+def parse(text: str, name: str) -> Config:
+    """Parse a configuration.
+
+    :param name: the file's name, for messages.
+    :raises ConfigError: naming file, key and line.
+    """
+    source = _Source(name, text)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as wrong:
+        raise ConfigError(f"{name}: {wrong}") from None
+    values: dict[str, Any] = {}
+    for key, table in tables.items():
+        if key == "policy":
+            values[key] = _rules(source, table)
+        elif key in _SECTIONS:
+            values[key] = _section(source, key, _SECTIONS[key], table)
+        else:
+            raise source.wrong("", key, f"unknown section; there are {', '.join([*_SECTIONS, 'policy'])}")
+    return Config(**values)
+
+
+def load(path: str | None) -> Config:
+    """Read the file at ``path``; None reads the default one, or gives the defaults if there is none."""
+    try:
+        return parse(Path(path or DEFAULT_PATH).read_text(encoding="utf-8"), path or DEFAULT_PATH)
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise ConfigError(f"{path}: No such file or directory") from None
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise ConfigError(f"{path or DEFAULT_PATH}: {wrong}") from None
