@@ -53,6 +53,7 @@ class Reason(Enum):
     BEYOND_DUMP = "BEYOND_DUMP"
     SHORT_FILE = "SHORT_FILE"
     CORRUPT_PAGE = "CORRUPT_PAGE"
+    NO_SUCH_SYMBOL = "NO_SUCH_SYMBOL"
     NO_SUCH_PROCESS = "NO_SUCH_PROCESS"
     NO_USER_MEMORY = "NO_USER_MEMORY"
     NO_SUCH_DESCRIPTOR = "NO_SUCH_DESCRIPTOR"
@@ -76,6 +77,7 @@ class KvmError(Exception):
     :ivar message: what happened, naming the thing and what to do.
     :ivar metadata: the dynamic parts of the message, as strings.
     :ivar address: the address at fault, or None.
+    :ivar partial: the strings that were read before the failure; of reads of arguments and environments.
     """
 
     def __init__(self, reason: Reason, message: str, metadata: Mapping[str, str] | None = None) -> None:
@@ -83,6 +85,7 @@ class KvmError(Exception):
         self.reason = reason
         self.message = message
         self.metadata = dict(metadata or {})
+        self.partial: list[str] = []
 
     @property
     def address(self) -> int | None:
@@ -139,6 +142,10 @@ class UnsupportedError(KvmError):
 
 class FaultError(KvmError):
     """Memory could not be read; :attr:`address` is the first byte that couldn't."""
+
+
+class SymbolNotFoundError(KvmError, LookupError):
+    """There is no symbol of this name; ``metadata['symbol']`` is the name asked for."""
 
 
 class ProcessError(KvmError):
@@ -228,6 +235,7 @@ TABLE: dict[Reason, Row] = {
     Reason.BEYOND_DUMP: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, _FAULT, "no physical memory of the dump holds the address"),
     Reason.SHORT_FILE: Row(FaultError, "DATA_LOSS", E.EIO, "short read", "the dump file ends before the page it should hold"),
     Reason.CORRUPT_PAGE: Row(FaultError, "DATA_LOSS", E.EIO, "kvm_read: {strerror}", "the page is in the dump, but does not decompress"),
+    Reason.NO_SUCH_SYMBOL: Row(SymbolNotFoundError, "NOT_FOUND", E.ENOENT, "{symbol}: no such symbol", "the image has no symbol of this name"),
     Reason.NO_SUCH_PROCESS: Row(ProcessError, "NOT_FOUND", E.ESRCH, None, "no process has this id"),
     Reason.NO_USER_MEMORY: Row(ProcessError, "FAILED_PRECONDITION", E.EINVAL, None, "a kernel thread or zombie, which has no memory of its own"),
     Reason.NO_SUCH_DESCRIPTOR: Row(DescriptorError, "NOT_FOUND", E.EBADF, "{strerror}", "the descriptor is unknown, closed, or somebody else's"),
