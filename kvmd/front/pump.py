@@ -1,0 +1,119 @@
+"""One direction of a relayed connection: from a socket to a socket, as fast as the slower of the two.
+
+What has been read and can't be written yet is held, and nothing more is read until it has gone: that is the
+back-pressure, and it bounds a stalled direction to one buffer. An idle one holds nothing: all pumps of a
+process read into the same buffer, which the event loop's single thread makes safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+BUFFER = 256 * 1024
+_shared = memoryview(bytearray(BUFFER))
+
+
+class Pump:
+    """Copies from ``source`` to ``target``, both non-blocking; started by :meth:`start`, ended by :meth:`stop`.
+
+    asyncio's transports would keep a buffer each; the loop's readiness callbacks need none.
+
+    :ivar ended: nothing more will be copied.
+    :ivar broken: the socket that failed, if that is why.
+    :ivar progress: the loop's time at which the target last took something, while :attr:`waiting`.
+    """
+
+    __slots__ = ("_held", "_loop", "_on_end", "_on_wait", "broken", "ended", "progress", "source", "target")
+
+    def __init__(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        on_end: Callable[[Pump], None],
+        on_wait: Callable[[], None] | None = None,
+    ) -> None:
+        """Make a pump.
+
+        :param on_end: called once with the pump, after the source's end or a failure of either socket.
+        :param on_wait: called whenever the target stops taking what there is.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.source = source
+        self.target = target
+        self._on_end = on_end
+        self._on_wait = on_wait
+        self._held: memoryview | None = None
+        self.broken: socket.socket | None = None
+        self.ended = False
+        self.progress = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something that the target doesn't take."""
+        return self._held is not None
+
+    def start(self) -> None:
+        """Begin to copy."""
+        self._loop.add_reader(self.source, self._readable)
+
+    def stop(self) -> None:
+        """Stop for good and drop what is held; a second call does nothing."""
+        if self._held is None:
+            self._loop.remove_reader(self.source)
+        else:
+            self._loop.remove_writer(self.target)
+            self._held = None
+
+    def _end(self, broken: socket.socket | None = None) -> None:
+        self.stop()
+        self.ended = True
+        self.broken = broken
+        self._on_end(self)
+
+    def _readable(self) -> None:
+        try:
+            count = self.source.recv_into(_shared)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end(self.source)
+            return
+        if not count:
+            self._end()
+            return
+        sent = self._send(_shared[:count])
+        if sent is not None and sent < count:
+            self._hold(_shared[sent:count])
+
+    def _send(self, data: memoryview) -> int | None:
+        """Send what the target takes, perhaps nothing; None if it failed, and all is over."""
+        try:
+            return self.target.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            self._end(self.target)
+            return None
+
+    def _hold(self, rest: memoryview) -> None:
+        self._loop.remove_reader(self.source)
+        self._held = memoryview(bytes(rest))  # a copy: the next pump reads over the shared buffer
+        self.progress = self._loop.time()
+        self._loop.add_writer(self.target, self._writable)
+        if self._on_wait is not None:
+            self._on_wait()
+
+    def _writable(self) -> None:
+        if self._held is None:
+            return
+        sent = self._send(self._held)
+        if not sent:
+            return
+        self.progress = self._loop.time()
+        self._held = self._held[sent:]
+        if not self._held:
+            self._held = None
+            self._loop.remove_writer(self.target)
+            self._loop.add_reader(self.source, self._readable)
