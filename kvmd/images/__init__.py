@@ -1,0 +1,1 @@
+"""What an opened image can do, and the formats that can do it."""

@@ -1,0 +1,1 @@
+"""Images of Linux kernels: crash dumps in the ELF and KDUMP formats."""

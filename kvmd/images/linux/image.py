@@ -1,0 +1,89 @@
+"""An opened Linux dump, as the worker sees it (:class:`kvmd.images.base.Image`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import Files
+from kvmd.images.linux import info, log
+from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.processes import Processes
+from kvmd.images.linux.program import open_dump
+from kvmd.images.linux.strings import StringReader
+from kvmd.images.linux.symbols import to_wire
+from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2
+
+
+class LinuxImage:
+    """A crash dump of a Linux kernel. Opening reads the headers only; the rest is loaded when it is first needed.
+
+    :raises KvmError: the errors of :func:`~kvmd.images.linux.program.open_dump`; EXEC_NOT_ELF, EXEC_STRIPPED,
+        EXEC_FOREIGN; BAD_ARGUMENT without a core; UNSUPPORTED if it is to be written.
+    """
+
+    def __init__(self, files: Files) -> None:
+        if files.core is None:
+            raise error(Reason.BAD_ARGUMENT, "a dump needs a core file")
+        if files.writable:
+            raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
+        self._kernel = Kernel(open_dump(files.core), files.exec)
+        self._names = files
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel below, for more specialised readers of this package."""
+        return self._kernel
+
+    @cached_property
+    def _processes(self) -> Processes:
+        with self._kernel.reading("the process list"):
+            return Processes(self._kernel)
+
+    @cached_property
+    def _strings(self) -> StringReader:
+        with self._kernel.reading("the process list"):
+            return StringReader(self._kernel, self._processes)
+
+    def info(self) -> image_pb2.Info:
+        """See :class:`~kvmd.images.base.Image`."""
+        return info.describe(self._kernel)
+
+    def kernel_name(self) -> str:
+        """The execfile's name, else the source of the symbols: ``kallsyms`` or ``vmcoreinfo``."""
+        return self._names.exec.name if self._names.exec else self._kernel.symbols_source
+
+    def read(self, address: int, length: int, space: memory_pb2.AddressSpace) -> bytes:
+        """See :class:`~kvmd.images.base.Image`."""
+        if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
+            return self._kernel.memory.physical(address, length)
+        if space in (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL):
+            return self._kernel.memory.kernel(address, length)
+        raise error(Reason.BAD_ARGUMENT, f"{space} is no address space")
+
+    def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
+        """See :class:`~kvmd.images.base.Image`."""
+        return [to_wire(name, self._kernel.symbol(name)) for name in names]
+
+    def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:
+        """See :class:`~kvmd.images.base.Image`."""
+        for process in self._processes.select(request):
+            if request.arguments:
+                process.arguments.CopyFrom(self._arguments(process.pid))
+            yield process
+
+    def _arguments(self, pid: int) -> process_pb2.Strings:
+        try:
+            return self.strings(pid, process_pb2.STRINGS_KIND_ARGUMENTS, 0)
+        except KvmError as e:
+            failure = error_pb2.Error(reason=e.reason.value, message=e.message, metadata=e.metadata)
+            return process_pb2.Strings(error=failure)
+
+    def strings(self, pid: int, kind: process_pb2.StringsKind, limit: int) -> process_pb2.Strings:
+        """See :class:`~kvmd.images.base.Image`."""
+        return self._strings.read(pid, kind, limit)
+
+    def log(self) -> Iterator[image_pb2.LogRecord]:
+        """See :class:`~kvmd.images.base.Image`."""
+        yield from log.records(self._kernel)

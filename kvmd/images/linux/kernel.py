@@ -1,0 +1,172 @@
+"""One dump's kernel: memory, symbols and types, each loaded when first needed, and drgn wired to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, Type, TypeKindSet
+from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import CHUNK, File
+from kvmd.images.linux.btf import MAX_SIZE, Btf
+from kvmd.images.linux.execfile import ExecFile
+from kvmd.images.linux.guard import guarded
+from kvmd.images.linux.memory import Memory
+from kvmd.images.linux.modsyms import module_symbols
+from kvmd.images.linux.program import Dump
+from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, as_drgn, vmcoreinfo_lookup
+from kvmd.images.linux.types import Types
+from kvmd.images.linux.variables import Variables
+
+
+class Kernel:
+    """What the rest of the package works with.
+
+    :raises KvmError: EXEC_NOT_ELF, EXEC_STRIPPED, EXEC_FOREIGN for a bad execfile.
+    """
+
+    def __init__(self, dump: Dump, execfile: File | None = None) -> None:
+        self.dump = dump
+        self.prog: Program = dump.prog
+        self.info = dump.vmcoreinfo
+        self.memory = Memory(dump)
+        self.execfile = ExecFile(execfile, dump.vmcoreinfo) if execfile else None
+        self._loading = False
+        self.prog.register_symbol_finder("kvmd", self._find_symbols, enable_index=0)
+        if self.execfile and self.execfile.dwarf:
+            self.execfile.load_dwarf(self.prog)
+        else:
+            self.prog.register_type_finder("kvmd", self._find_type, enable_index=0)
+            self.prog.register_object_finder("kvmd", self._find_object, enable_index=-1)
+
+    @property
+    def types_source(self) -> str:
+        """``dwarf``, ``btf``, or empty if there are none."""
+        if self.execfile and self.execfile.dwarf:
+            return "dwarf"
+        return "btf" if self._try_types else ""
+
+    @property
+    def symbols_source(self) -> str:
+        """``execfile``, ``kallsyms`` or ``vmcoreinfo``."""
+        if self.execfile and self.execfile.symbols:
+            return "execfile"
+        return "kallsyms" if self._kallsyms else "vmcoreinfo"
+
+    @cached_property
+    def _kallsyms(self) -> Kallsyms | None:
+        """The table in the dump; None where the kernel (before 6.0) or the dump has none that can be read."""
+        # drgn asks the finders for the types of what it reads here, which need these symbols: it has its own then.
+        self._loading = True
+        try:
+            with guarded("kallsyms", Reason.NO_SYMBOLS):
+                return Kallsyms(load_vmlinux_kallsyms(self.prog))
+        except KvmError:
+            return None
+        finally:
+            self._loading = False
+
+    @cached_property
+    def _lookups(self) -> list[Lookup]:
+        """Where the kernel's own symbols are looked up, in order."""
+        lookups: list[Lookup] = []
+        if self.execfile and self.execfile.symbols:
+            lookups.append(self.execfile.symbols.get)
+        if self._kallsyms:
+            lookups.append(self._kallsyms)
+        return [*lookups, vmcoreinfo_lookup(self.info)]
+
+    def builtin(self, name: str) -> Found | None:
+        """Look up a symbol of the kernel proper."""
+        return next((found for lookup in self._lookups if (found := lookup(name))), None)
+
+    def symbol(self, name: str) -> Found | None:
+        """Look up a symbol; modules come last."""
+        return self.builtin(name) or self._module_symbols.get(name)
+
+    def address(self, name: str) -> int:
+        """The address of a symbol that must be there.
+
+        :raises KvmError: NO_SYMBOLS.
+        """
+        found = self.builtin(name)
+        if found is None:
+            message = f"no address of {name}: the image has no symbol table; name a vmlinux as execfile"
+            raise error(Reason.NO_SYMBOLS, message, symbol=name)
+        return found.value
+
+    @cached_property
+    def _module_symbols(self) -> dict[str, Found]:
+        try:
+            self.need_types()
+            with guarded("the list of modules", Reason.CORRUPT_DATA):
+                return module_symbols(self.prog, self.memory.kernel)
+        except KvmError:
+            return {}
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Turn what drgn raises while it reads the kernel's structures into exact errors.
+
+        :raises KvmError: the fault's own reason (NOT_MAPPED, EXCLUDED ...), NO_TYPES, CORRUPT_DATA.
+        """
+        try:
+            with guarded(what, Reason.CORRUPT_DATA):
+                yield
+        except KvmError as e:
+            if isinstance(e.__cause__, FaultError):
+                raise self.memory.explain(e.__cause__.address) from e
+            raise
+
+    def need_types(self) -> None:
+        """Load the types, or say why there are none.
+
+        :raises KvmError: NO_TYPES, NO_SYMBOLS, CORRUPT_DATA, or the fault of the pages that hold them.
+        """
+        if not (self.execfile and self.execfile.dwarf):
+            self._types  # noqa: B018 - a cached property
+
+    @cached_property
+    def _types(self) -> Types:
+        start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")
+        if start is None or stop is None:
+            reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
+            raise error(reason, "no types can be found in the image; name a vmlinux with DWARF as execfile")
+        length = stop.value - start.value
+        if not 0 < length <= MAX_SIZE:
+            raise error(Reason.CORRUPT_DATA, "the kernel's BTF makes no sense: its bounds")
+        pieces = range(start.value, stop.value, CHUNK)
+        data = b"".join(self.memory.kernel(at, min(CHUNK, stop.value - at)) for at in pieces)
+        return Types(self.prog, Btf(data))
+
+    @cached_property
+    def _try_types(self) -> Types | None:
+        try:
+            return self._types
+        except KvmError:
+            return None
+
+    @cached_property
+    def _variables(self) -> Variables:
+        return Variables(self.prog, self._types, self.builtin)
+
+    def _find_type(self, prog: Program, kinds: TypeKindSet, name: str, filename: str | None) -> Type | None:
+        types = None if self._loading else self._try_types
+        return types.find(prog, kinds, name, filename) if types else None
+
+    def _find_object(self, prog: Program, name: str, flags: FindObjectFlags, filename: str | None) -> Object | None:
+        types = None if self._loading else self._try_types
+        return self._variables.find(prog, name, flags, filename) if types else None
+
+    def _find_symbols(self, _prog: Program, name: str | None, address: int | None, _one: bool) -> list[Symbol]:
+        if self._loading:
+            return []
+        if name is None:
+            return self._kallsyms.at(address) if self._kallsyms and address is not None else []
+        found = self.builtin(name)
+        if found is None or (address is not None and not found.value <= address < found.value + max(found.size, 1)):
+            return []
+        return [as_drgn(found)]

@@ -1,0 +1,31 @@
+"""What every dump format answers about itself, whatever it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kvmd.errors import Reason
+
+PAGE = 4096
+
+
+class Layout(Protocol):
+    """Where a dump file keeps physical memory. Addresses are physical, in bytes."""
+
+    @property
+    def format(self) -> str:
+        """The format's name, such as ``kdump-zstd`` or ``elf``."""
+
+    @property
+    def vmcoreinfo(self) -> bytes:
+        """The VMCOREINFO text."""
+
+    @property
+    def page_size(self) -> int:
+        """The size of a page in bytes."""
+
+    def trouble(self, address: int) -> Reason | None:
+        """Why the page that holds ``address`` can't be read; None if the file holds it whole.
+
+        BEYOND_DUMP, EXCLUDED or SHORT_FILE.
+        """

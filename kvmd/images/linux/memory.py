@@ -1,0 +1,123 @@
+"""Memory of an image, by kernel virtual, user virtual and physical address, with exact errors.
+
+drgn does the reading. Only after it faulted are the page tables walked here, to say which byte is at fault and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from drgn import Architecture, FaultError
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import CHUNK
+from kvmd.images.linux.pagetable import KERNEL_MAP, PageTables
+from kvmd.images.linux.program import Dump
+
+_TEXT = {
+    Reason.BEYOND_DUMP: "no memory of the dump holds physical address {:#x}",
+    Reason.EXCLUDED: "the page at {:#x} was left out when the dump was made",
+    Reason.SHORT_FILE: "the dump file ends before the page at {:#x}",
+    Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
+}
+
+
+class Memory:
+    """Reads of one dump. Addresses and lengths are in bytes."""
+
+    def __init__(self, dump: Dump) -> None:
+        self._prog = dump.prog
+        self._layout = dump.layout
+        self._page = dump.layout.page_size
+        info = dump.vmcoreinfo
+        self.tables: PageTables | None = None
+        self._root = 0
+        top, base = info.symbol("swapper_pg_dir"), info.number("phys_base")
+        if dump.architecture is Architecture.X86_64 and top is not None and base is not None:
+            levels = 5 if info.number("pgtable_l5_enabled") else 4
+            self.tables = PageTables(self.physical, levels, info.number("sme_mask") or 0)
+            self._root = top - KERNEL_MAP + base
+
+    def kernel(self, address: int, length: int) -> bytes:
+        """Read kernel virtual memory exactly.
+
+        :raises KvmError: NOT_MAPPED, NOT_PRESENT, EXCLUDED, BEYOND_DUMP, SHORT_FILE, CORRUPT_PAGE, with metadata
+            ``address`` (the first byte that can't be read) and ``readable`` (how many bytes before it can).
+        """
+        self._check(address, length)
+        try:
+            data: bytes = self._prog.read(address, length)
+        except (FaultError, ValueError) as e:
+            raise self._blame(address, length, self._prog.read, self.explain) from e
+        return data
+
+    def physical(self, address: int, length: int) -> bytes:
+        """Read physical memory exactly.
+
+        :raises KvmError: EXCLUDED, BEYOND_DUMP, SHORT_FILE, CORRUPT_PAGE; metadata as in :meth:`kernel`.
+        """
+        self._check(address, length)
+        try:
+            data: bytes = self._prog.read(address, length, True)
+        except (FaultError, ValueError) as e:
+            raise self._blame(address, length, lambda a, n: self._prog.read(a, n, True), self._why_physical) from e
+        return data
+
+    def user(self, root: int, address: int, length: int) -> Iterator[bytes]:
+        """Read user memory through a process's page tables, a piece a page.
+
+        :param root: the kernel virtual address of its top-level table (``mm->pgd``).
+        :raises KvmError: as :meth:`kernel`, after the pieces before the fault; UNSUPPORTED but on x86-64.
+        """
+        if self.tables is None:
+            raise error(Reason.UNSUPPORTED, "user memory can be read of x86-64 kernels only")
+        top = self.tables.translate(self._root, root).physical
+        while length > 0:
+            place = self.tables.translate(top, address)
+            try:
+                piece = self.physical(place.physical, min(length, place.length, self._page - address % self._page))
+            except KvmError as e:
+                raise _moved(e, address) from e
+            yield piece
+            address += len(piece)
+            length -= len(piece)
+
+    @staticmethod
+    def _check(address: int, length: int) -> None:
+        if not 0 <= address < 1 << 64 or not 0 <= length <= CHUNK:
+            raise error(Reason.BAD_ARGUMENT, f"a read of {length} bytes at {address:#x} makes no sense")
+
+    def _blame(
+        self, address: int, length: int, read: Callable[[int, int], bytes], explain: Callable[[int], KvmError]
+    ) -> KvmError:
+        """Find the first page that can't be read, and say why."""
+        at, end = address, min(address + length, 1 << 64)
+        while at < end:
+            piece = min(self._page - at % self._page, end - at)
+            try:
+                read(at, piece)
+            except (FaultError, ValueError):
+                return _moved(explain(at), at, at - address)
+            at += piece
+        # Each page can be read, so the range runs over the end of the address space.
+        return error(Reason.NOT_MAPPED, "the address space ends here", address=end - 1, readable=end - address)
+
+    def explain(self, address: int) -> KvmError:
+        """Say why a byte of kernel virtual memory can't be read."""
+        if self.tables is None:
+            return error(Reason.NOT_MAPPED, f"no page can be read at {address:#x}", address=address)
+        try:
+            place = self.tables.translate(self._root, address)
+        except KvmError as e:
+            return e
+        return self._why_physical(place.physical)
+
+    def _why_physical(self, address: int) -> KvmError:
+        reason = self._layout.trouble(address) or Reason.CORRUPT_PAGE
+        return error(reason, _TEXT[reason].format(address), address=address)
+
+
+def _moved(e: KvmError, address: int, readable: int = 0) -> KvmError:
+    """The same error, for the virtual address that led to it."""
+    words = {key: value for key, value in e.metadata.items() if key not in ("address", "readable")}
+    return error(e.reason, e.message, address=address, readable=readable, **words)

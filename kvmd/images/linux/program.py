@@ -1,0 +1,140 @@
+"""A dump file becomes a drgn Program.
+
+ELF dumps are read by kvmd itself: drgn gives zeroes for pages that were left out, and QEMU's virtual addresses are
+physical ones. KDUMP goes to libkdumpfile, which is quick and knows every codec; but it maps the file, so that of a
+cut file only the pages that are whole may reach it (:class:`_Guard`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drgn import Architecture, FaultError, Platform, Program
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import File
+from kvmd.images.linux import elf, kdump
+from kvmd.images.linux.elfcore import ElfLayout
+from kvmd.images.linux.guard import guarded
+from kvmd.images.linux.kdump import KdumpLayout
+from kvmd.images.linux.layout import Layout
+from kvmd.images.linux.prime import prime
+from kvmd.images.linux.source import FLAT_MAGIC, FileSource, FlatSource, Source
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+
+prime()
+
+_ALL = (1 << 64) - 1
+_REMEMBERED = 1 << 16  # pages that were found whole
+# e_machine and utsname.machine of the 64-bit little-endian architectures that drgn can walk page tables of.
+_ARCHITECTURES: dict[int | str, Architecture] = {
+    62: Architecture.X86_64,
+    183: Architecture.AARCH64,
+    243: Architecture.RISCV64,
+    "x86_64": Architecture.X86_64,
+    "aarch64": Architecture.AARCH64,
+    "riscv64": Architecture.RISCV64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """An opened dump."""
+
+    prog: Program
+    layout: Layout
+    vmcoreinfo: VmcoreInfo
+    architecture: Architecture
+
+
+class _Guard:
+    """Physical reads of a cut KDUMP file: only pages that the file holds whole reach libkdumpfile."""
+
+    def __init__(self, prog: Program, layout: KdumpLayout) -> None:
+        self._prog = prog
+        self._layout = layout
+        self._whole: set[int] = set()
+
+    def _check(self, page: int) -> bool:
+        if page not in self._whole:
+            if self._layout.trouble(page):
+                return False
+            if len(self._whole) >= _REMEMBERED:
+                self._whole.clear()
+            self._whole.add(page)
+        return True
+
+    def read(self, address: int, length: int, _offset: int, _physical: bool) -> bytes:
+        """Read physical memory; the signature is that of drgn's memory segments."""
+        size = self._layout.page_size
+        for page in range(address & -size, address + length, size):
+            if not self._check(page):
+                raise FaultError("the dump does not hold the page", max(page, address))
+        data: bytes = self._prog.read(address, length, True)
+        return data
+
+
+def is_mine(source: Source) -> bool:
+    """Whether the file begins as a dump that this package reads; an ELF file must be a core."""
+    head = source.read(0, 18)
+    if head.startswith((kdump.MAGIC, FLAT_MAGIC)):
+        return True
+    return head.startswith(elf.MAGIC) and (len(head) < 18 or head[16 + (head[5] == 2)] == elf.ET_CORE)
+
+
+def open_dump(file: File) -> Dump:
+    """Check a dump's headers and open it; the descriptor stays the caller's.
+
+    :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, NO_VMCOREINFO, UNSUPPORTED_FORMAT, SOURCE_IO.
+    """
+    raw: Source = FileSource(file.fd)
+    flat = raw.read(0, len(FLAT_MAGIC)) == FLAT_MAGIC
+    try:
+        source = FlatSource(raw) if flat else raw
+        magic = source.read(0, 8)
+        if magic.startswith(elf.MAGIC):
+            return _open_elf(source)
+        if magic == kdump.MAGIC:
+            return _open_kdump(file, source, flat)
+        raise error(Reason.CORRUPT_IMAGE, "a flattened dump of neither KDUMP nor ELF")
+    except KvmError as e:
+        e.metadata.setdefault("path", file.name)
+        raise
+
+
+def _program(platform: Architecture | None = None) -> Program:
+    prog = Program(Platform(platform)) if platform else Program()
+    prog.set_enabled_debug_info_finders([])  # nothing is looked up in a file system or on a network
+    return prog
+
+
+def _custom(architecture: Architecture, layout: Layout, read: Callable[[int, int, int, bool], bytes]) -> Dump:
+    prog = _program(architecture)
+    prog.add_memory_segment(0, _ALL, read, True)
+    with guarded("the dump's VMCOREINFO"):
+        prog.set_linux_kernel_custom(layout.vmcoreinfo, False)
+    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture)
+
+
+def _open_elf(source: Source) -> Dump:
+    layout = ElfLayout(source)
+    architecture = _ARCHITECTURES.get(layout.machine)
+    if architecture is None:
+        raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {layout.machine}, which is not supported")
+    return _custom(architecture, layout, layout.read)
+
+
+def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
+    layout = KdumpLayout(source)
+    # QEMU leaves utsname empty but for the machine, and that too in some versions; it only writes x86-64 and arm64.
+    architecture = _ARCHITECTURES.get(layout.machine or "x86_64")
+    if architecture is None:
+        raise error(Reason.UNSUPPORTED_FORMAT, f"a dump of a {layout.machine!r} machine, which is not supported")
+    prog = _program(architecture)
+    with guarded("the dump's headers"):
+        prog.set_core_dump(os.dup(file.fd))  # which drgn closes
+    if layout.guarded and not flat:
+        return _custom(architecture, layout, _Guard(prog, layout).read)
+    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture)

@@ -1,0 +1,179 @@
+"""Types of the kernel variables that BTF leaves out, and a drgn object finder for them.
+
+The kernel's BTF describes per-CPU variables only (since Linux 6.16 some builds describe all). The table below names the
+variables that kvmd and drgn's helpers look at; where a name was declared in several ways, all are listed, newest first,
+and the first whose types exist counts. Addresses come from the symbol table.
+"""
+
+from __future__ import annotations
+
+from drgn import FindObjectFlags, Object, Program, Type, TypeKind, TypeMember, alignof, sizeof
+
+from kvmd.images.linux.btf import Kind
+from kvmd.images.linux.symbols import N_EXT, N_TEXT, Lookup
+from kvmd.images.linux.types import Types
+
+# C types by what uses them. [] takes the length from the symbol's size.
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "init_task": ("struct task_struct",),
+    "init_mm": ("struct mm_struct",),
+    "init_pid_ns": ("struct pid_namespace",),
+    "init_uts_ns": ("struct uts_namespace",),
+    "init_net": ("struct net",),
+    "init_ipc_ns": ("struct ipc_namespace",),
+    "net_namespace_list": ("struct list_head",),
+    "root_task_group": ("struct task_group",),
+    "nr_threads": ("int",),
+    "total_forks": ("unsigned long",),
+    "pidhash_shift": ("unsigned int",),
+    "task_state_array": ("const char *[9]",),
+    "task_struct_cachep": ("struct kmem_cache *",),
+    # Per CPU and topology.
+    "__per_cpu_offset": ("unsigned long []",),
+    "nr_cpu_ids": ("unsigned int",),
+    "__cpu_online_mask": ("struct cpumask",),
+    "__cpu_possible_mask": ("struct cpumask",),
+    "__cpu_present_mask": ("struct cpumask",),
+    "node_states": ("nodemask_t []",),
+    "nr_node_ids": ("unsigned int",),
+    # Memory management.
+    "node_data": ("struct pglist_data *[]",),
+    "contig_page_data": ("struct pglist_data",),
+    "mem_section": ("struct mem_section **",),
+    "mem_map": ("struct page *",),
+    "vmemmap_base": ("unsigned long",),
+    "page_offset_base": ("unsigned long",),
+    "vmalloc_base": ("unsigned long",),
+    "_totalram_pages": ("atomic_long_t",),
+    "totalram_pages": ("unsigned long",),
+    "total_swap_pages": ("long",),
+    "nr_swap_pages": ("atomic_long_t",),
+    "max_pfn": ("unsigned long",),
+    "max_low_pfn": ("unsigned long",),
+    "min_low_pfn": ("unsigned long",),
+    "max_mapnr": ("unsigned long",),
+    "vm_node_stat": ("atomic_long_t []",),
+    "vm_zone_stat": ("atomic_long_t []",),
+    "vm_numa_event": ("atomic_long_t []",),
+    "vm_committed_as": ("struct percpu_counter",),
+    "vmap_area_list": ("struct list_head",),
+    "vmap_area_root": ("struct rb_root",),
+    "vmap_nodes": ("struct vmap_node *",),
+    "nr_vmap_nodes": ("int",),
+    "slab_caches": ("struct list_head",),
+    "slab_kset": ("struct kset *",),
+    "swap_info": ("struct swap_info_struct *[]",),
+    "nr_swapfiles": ("unsigned int",),
+    "swapper_spaces": ("struct address_space *[]",),
+    "nr_swapper_spaces": ("unsigned int []",),
+    "hstates": ("struct hstate []",),
+    "hugetlb_max_hstate": ("int",),
+    "sysctl_overcommit_kbytes": ("unsigned long",),
+    "sysctl_overcommit_ratio": ("int",),
+    # Files and devices.
+    "super_blocks": ("struct list_head",),
+    "userspace_init_fs": ("struct fs_struct",),
+    "blockdev_superblock": ("struct super_block *",),
+    "chrdevs": ("struct char_device_struct *[]",),
+    "class_kset": ("struct kset *",),
+    "bus_kset": ("struct kset *",),
+    "block_class": ("struct class",),
+    "pci_root_buses": ("struct list_head",),
+    "iomem_resource": ("struct resource",),
+    "ioport_resource": ("struct resource",),
+    # Modules, cgroups, BPF.
+    "modules": ("struct list_head",),
+    "mod_tree": ("struct mod_tree_root",),
+    "cgrp_dfl_root": ("struct cgroup_root",),
+    "prog_idr": ("struct idr",),
+    "map_idr": ("struct idr",),
+    "btf_idr": ("struct idr",),
+    "link_idr": ("struct idr",),
+    # Interrupts.
+    "irq_desc_tree": ("struct radix_tree_root",),
+    "sparse_irqs": ("struct maple_tree",),
+    "nr_irqs": ("unsigned int", "int"),
+    "total_nr_irqs": ("unsigned int",),
+    # Log, time, load, panic.
+    "prb": ("struct printk_ringbuffer *",),
+    "log_buf": ("char *",),
+    "log_buf_len": ("u32",),
+    "log_first_idx": ("u32",),
+    "log_next_idx": ("u32",),
+    "log_first_seq": ("u64",),
+    "jiffies": ("unsigned long",),
+    "jiffies_64": ("u64",),
+    "avenrun": ("unsigned long [3]",),
+    "timekeeper_data": ("struct tk_data []",),
+    "tainted_mask": ("unsigned long",),
+    "panic_cpu": ("atomic_t",),
+    "saved_command_line": ("char *",),
+    "linux_banner": ("char []",),
+    "linux_proc_banner": ("char []",),
+}
+
+
+class Variables:
+    """A drgn object finder.
+
+    :param symbol: looks up a symbol of the kernel proper.
+    """
+
+    def __init__(self, prog: Program, types: Types, symbol: Lookup) -> None:
+        self._prog = prog
+        self._types = types
+        self._symbol = symbol
+
+    def find(self, prog: Program, name: str, flags: FindObjectFlags, _filename: str | None) -> Object | None:
+        """Find a constant, function or variable; the signature is that of drgn's object finders."""
+        if flags & FindObjectFlags.CONSTANT and (type_id := self._types.btf.constants.get(name)) is not None:
+            return self._constant(name, type_id)
+        place = self._symbol(name)
+        if place is None:
+            return None
+        if flags & FindObjectFlags.FUNCTION and place.n_type & ~N_EXT == N_TEXT:
+            return Object(self._prog, self._function(name), address=place.value)
+        if flags & FindObjectFlags.VARIABLE and (found := self._type(name, place.size)) is not None:
+            return Object(self._prog, found, address=place.value)
+        return None
+
+    def _function(self, name: str) -> Type:
+        """A function's type; BTF leaves out those that are freed after boot."""
+        function = self._types.btf.find(name, Kind.FUNC)
+        if function is not None:
+            return self._types.type(function)
+        return self._prog.function_type(self._prog.void_type(), ())
+
+    def _constant(self, name: str, type_id: int) -> Object | None:
+        enum = self._types.type(type_id)
+        values = dict(self._types.btf.enumerators(self._types.btf.record(type_id)))
+        return Object(self._prog, enum, values[name])
+
+    def _type(self, name: str, size: int) -> Type | None:
+        variable = self._types.btf.find(name, Kind.VAR)
+        if variable is not None:
+            return self._types.type(variable)
+        if name == "tk_core":
+            return self._anonymous(("seq", "seqcount_raw_spinlock_t"), ("timekeeper", "struct timekeeper"))
+        for declared in VARIABLES.get(name, ()):
+            try:
+                found = self._prog.type(declared)
+            except LookupError:
+                continue
+            if found.kind is TypeKind.ARRAY and found.length is None and size:
+                found = self._prog.array_type(found.type, size // max(sizeof(found.type), 1))
+            return found
+        return None
+
+    def _anonymous(self, *members: tuple[str, str]) -> Type | None:
+        """A struct without a tag, as the variable's definition writes it."""
+        listed, at = [], 0
+        for name, declared in members:
+            try:
+                kind = self._prog.type(declared)
+            except LookupError:
+                return None
+            at = -(-at // alignof(kind)) * alignof(kind)
+            listed.append(TypeMember(kind, name, at * 8))
+            at += sizeof(kind)
+        return self._prog.struct_type(None, at, listed)

@@ -1,0 +1,48 @@
+"""The table of formats: who opens which image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmd.errors import Reason, error
+from kvmd.images.base import Files, Image
+from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.program import is_mine
+from kvmd.images.linux.source import FileSource, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A family of formats.
+
+    :ivar name: for messages.
+    :ivar probe: True = mine, False = not mine; raises KvmError CORRUPT_IMAGE for mine, but damaged beyond use.
+    :ivar open: opens the files; raises KvmError.
+    """
+
+    name: str
+    probe: Callable[[Source], bool]
+    open: Callable[[Files], Image]
+
+
+FORMATS: tuple[Format, ...] = (Format("Linux kernel dump", is_mine, LinuxImage),)
+
+
+def open_image(files: Files) -> Image:
+    """Open an image by what its core file holds; descriptors stay the caller's and must outlive the image.
+
+    :raises KvmError: EMPTY_FILE, UNSUPPORTED_FORMAT, UNSUPPORTED (the running kernel), and what the format raises.
+    """
+    if files.core is None:
+        raise error(Reason.UNSUPPORTED, "the running kernel can't be opened by this build; name a dump as corefile")
+    source = FileSource(files.core.fd)
+    if source.size == 0:
+        raise error(Reason.EMPTY_FILE, f"{files.core.name} is empty", path=files.core.name, strerror=os.strerror(22))
+    for known in FORMATS:
+        if known.probe(source):
+            return known.open(files)
+    names = ", ".join(known.name for known in FORMATS)
+    message = f"{files.core.name} is of no format that is known ({names})"
+    raise error(Reason.UNSUPPORTED_FORMAT, message, path=files.core.name)

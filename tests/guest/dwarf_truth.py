@@ -1,0 +1,80 @@
+"""Records what drgn reads from a vmlinux with DWARF, for tests to compare BTF and kallsyms with.
+
+    python tests/guest/dwarf_truth.py VMLINUX DUMP > tests/data/FOLDER/dwarf.json
+
+VMLINUX is of the dump's own build: for the Debian dump, the package linux-image-6.1.0-56-cloud-amd64-dbg.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import drgn
+from drgn.helpers.linux.cpumask import for_each_online_cpu
+from drgn.helpers.linux.fs import for_each_mount, mount_dst
+from drgn.helpers.linux.module import for_each_module
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.slab import for_each_slab_cache
+
+STRUCTS = {
+    "task_struct": "pid tgid real_parent group_leader tasks thread_group comm __state exit_state flags mm active_mm "
+    "cred real_cred signal static_prio prio start_boottime stack thread_pid nsproxy files fs thread",
+    "mm_struct": "pgd arg_start arg_end env_start env_end rss_stat total_vm mm_users mm_mt brk start_stack",
+    "cred": "uid gid euid egid suid group_info user_ns",
+    "signal_struct": "tty nr_threads pids leader group_stop_count rlim",
+    "pid": "count level tasks rcu",
+    "upid": "nr ns",
+    "page": "flags mapping _refcount lru compound_head private",
+    "module": "name list core_layout kallsyms state init_layout",
+    "vm_area_struct": "vm_start vm_end vm_mm vm_flags vm_file vm_pgoff",
+    "file": "f_path f_inode f_op f_flags f_pos",
+    "dentry": "d_name d_parent d_inode d_sb",
+    "super_block": "s_list s_dev s_type s_root s_id",
+    "tty_struct": "name driver index ctrl count",
+    "printk_ringbuffer": "desc_ring text_data_ring fail",
+    "net_device": "name ifindex mtu flags",
+    "inet_sock": "sk inet_saddr inet_sport",
+}
+BIT_FIELDS = {"task_struct": "sched_reset_on_fork in_execve", "signal_struct": "is_child_subreaper"}
+SYMBOLS = """init_task linux_banner jiffies_64 init_top_pgt init_pid_ns modules prb avenrun init_uts_ns runqueues
+schedule do_exit vfs_read tcp_v4_rcv panic sys_call_table __per_cpu_offset nr_cpu_ids saved_command_line""".split()
+
+
+def member(prog: drgn.Program, struct: str, name: str) -> list[int]:
+    """Offset and size of a member, in bits."""
+    kind = prog.type(f"struct {struct}")
+    found = kind.member(name)
+    size = found.bit_field_size or 8 * drgn.sizeof(found.type)
+    return [found.bit_offset, size]
+
+
+def main() -> None:
+    """Print the document."""
+    prog = drgn.Program()
+    prog.set_core_dump(sys.argv[2])
+    prog.load_debug_info([sys.argv[1]])
+    members = {}
+    for table in (STRUCTS, BIT_FIELDS):
+        for struct, names in table.items():
+            for name in names.split():
+                members[f"{struct}.{name}"] = member(prog, struct, name)
+    document = {
+        "members": members,
+        "sizes": {struct: drgn.sizeof(prog.type(f"struct {struct}")) for struct in STRUCTS},
+        "symbols": {name: [prog.symbol(name).address, prog.symbol(name).size] for name in SYMBOLS},
+        "constants": {name: prog[name].value_() for name in ("PIDTYPE_SID", "MM_ANONPAGES", "NR_MM_COUNTERS", "PG_locked")},
+        "tasks": sorted(
+            [task.pid.value_(), task.comm.string_().decode(), task.value_()] for task in for_each_task(prog)
+        ),
+        "modules": sorted(module.name.string_().decode() for module in for_each_module(prog)),
+        "caches": sorted(cache.name.string_().decode() for cache in for_each_slab_cache(prog)),
+        "mounts": sorted(mount_dst(mount).decode() for mount in for_each_mount(prog)),
+        "cpus": list(for_each_online_cpu(prog)),
+    }
+    json.dump(document, sys.stdout, indent=0)
+    print()
+
+
+if __name__ == "__main__":
+    main()
