@@ -1,0 +1,1 @@
+"""A worker: one unprivileged process that parses one image."""

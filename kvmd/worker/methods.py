@@ -1,0 +1,127 @@
+"""What a worker answers: one function a call, from request bytes to answer bytes, over an image.
+
+A unary call returns its message; a streaming call yields messages, each of at most about 1 MiB, and
+yields at least every twentieth of a second, so that calls of other clients get their turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from kvmd.errors import KvmError
+from kvmd.images.base import CHUNK, Image
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.worker.protocol import encode_error
+
+BATCH_BYTES = 512 << 10
+BATCH_SECONDS = 0.05
+
+Record = TypeVar("Record", bound=Message)
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Group records by size and time."""
+    batch: list[Record] = []
+    size, deadline = 0, time.monotonic() + BATCH_SECONDS
+    for record in records:
+        batch.append(record)
+        size += record.ByteSize()
+        if size >= BATCH_BYTES or time.monotonic() >= deadline:
+            yield batch
+            batch, size, deadline = [], 0, time.monotonic() + BATCH_SECONDS
+    if batch:
+        yield batch
+
+
+def nlist(image: Image, raw: bytes) -> bytes:
+    """Look names up."""
+    request = symbol_pb2.NlistRequest.FromString(raw)
+    return symbol_pb2.NlistResponse(symbols=image.symbols(request.names)).SerializeToString()
+
+
+def read(image: Image, raw: bytes) -> bytes:
+    """Read one range."""
+    request = memory_pb2.ReadRequest.FromString(raw)
+    data = image.read(request.address, request.length, request.space)
+    return memory_pb2.ReadResponse(data=data).SerializeToString()
+
+
+def _readable(failure: KvmError) -> int:
+    return int(failure.metadata.get("readable", "0"))
+
+
+def read_stream(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Read a long range in chunks; the readable part of the last one comes before its error."""
+    request = memory_pb2.ReadStreamRequest.FromString(raw)
+    done = 0
+    while done < request.length:
+        address, length = request.address + done, min(CHUNK, request.length - done)
+        try:
+            data = image.read(address, length, request.space)
+        except KvmError as failure:
+            if readable := _readable(failure):
+                data = image.read(address, readable, request.space)
+                yield memory_pb2.ReadStreamResponse(data=data).SerializeToString()
+            failure.metadata["readable"] = str(done + readable)
+            raise
+        yield memory_pb2.ReadStreamResponse(data=data).SerializeToString()
+        done += length
+
+
+def _range(image: Image, item: memory_pb2.Range) -> memory_pb2.RangeResult:
+    try:
+        return memory_pb2.RangeResult(data=image.read(item.address, item.length, item.space))
+    except KvmError as failure:
+        readable = _readable(failure)
+        data = image.read(item.address, readable, item.space) if readable else b""
+        return memory_pb2.RangeResult(data=data, error=encode_error(failure))
+
+
+def read_v(image: Image, raw: bytes) -> bytes:
+    """Read many ranges."""
+    request = memory_pb2.ReadVRequest.FromString(raw)
+    results = [_range(image, item) for item in request.ranges]
+    return memory_pb2.ReadVResponse(results=results).SerializeToString()
+
+
+def get_procs(image: Image, raw: bytes) -> Iterator[bytes]:
+    """List processes."""
+    request = process_pb2.GetProcsRequest.FromString(raw)
+    for batch in _batches(image.processes(request)):
+        yield process_pb2.GetProcsResponse(processes=batch).SerializeToString()
+
+
+def get_strings(image: Image, raw: bytes) -> bytes:
+    """Read a process's arguments or environment."""
+    request = process_pb2.GetStringsRequest.FromString(raw)
+    strings = image.strings(request.pid, request.kind, request.max_bytes_read)
+    return process_pb2.GetStringsResponse(strings=strings).SerializeToString()
+
+
+def get_info(image: Image, raw: bytes) -> bytes:
+    """Describe the image."""
+    image_pb2.GetInfoRequest.FromString(raw)
+    return image_pb2.GetInfoResponse(info=image.info()).SerializeToString()
+
+
+def get_log(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Read the printk buffer."""
+    image_pb2.GetLogRequest.FromString(raw)
+    for batch in _batches(image.log()):
+        yield image_pb2.GetLogResponse(records=batch).SerializeToString()
+
+
+METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
+    "Nlist": nlist,
+    "Read": read,
+    "ReadStream": read_stream,
+    "ReadV": read_v,
+    "GetProcs": get_procs,
+    "GetStrings": get_strings,
+    "GetInfo": get_info,
+    "GetLog": get_log,
+}

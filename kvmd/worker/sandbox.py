@@ -1,0 +1,212 @@
+"""Gives up everything that a worker doesn't need, before it receives a byte that somebody else wrote.
+
+Order matters: what needs privileges comes first, what takes them away next, and the seccomp filter last.
+Each step is independent of the others, so that a kernel or container without one still has the rest; without
+the mandatory ones there is no worker.
+
+Sources: prctl(2), capabilities(7), setrlimit(2), credentials(7), namespaces(7), landlock(7), seccomp(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import resource
+import secrets
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmd import syscalls
+from kvmd.worker import landlock, seccomp
+
+USERS = ("kvmd-worker", "kvmd")
+NOBODY = 65534
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_GET_NO_NEW_PRIVS = 39
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CLONE_NEWIPC = 0x08000000
+_CLONE_NEWNET = 0x40000000
+_ROOM = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLimits:
+    """What a worker may use.
+
+    :ivar memory: bytes of private memory (RLIMIT_DATA), threads' stacks included; a file that is mapped doesn't count.
+    :ivar address_space: bytes of address space (RLIMIT_AS), files included; None for ``memory`` and 4 GiB.
+    :ivar files: open descriptors.
+    :ivar threads: threads of the worker's uid, over all workers; 0 for none. drgn needs some to read DWARF,
+        unless OMP_NUM_THREADS=1 was in the environment when it was imported.
+    :ivar writable: whether descriptors may be written at an offset (/dev/mem opened for writing).
+    :ivar uid: the user to become if root; None for :func:`worker_ids`.
+    :ivar gid: the group to become if root; None likewise.
+    :ivar parent: if given, the process whose end must be the worker's too; its *thread* that started the worker
+        must live as long, for that is what the kernel watches (prctl(2), PR_SET_PDEATHSIG).
+    :ivar keep: if given, all other descriptors are closed; standard error is to be named, too.
+    """
+
+    memory: int = 1 << 30
+    address_space: int | None = None
+    files: int = 64
+    threads: int = 1024
+    writable: bool = False
+    uid: int | None = None
+    gid: int | None = None
+    parent: int | None = None
+    keep: tuple[int, ...] | None = None
+
+
+def worker_ids() -> tuple[int, int]:
+    """The user and group that a root worker becomes: kvmd-worker, else kvmd, else 65534."""
+    for name in USERS:
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return entry.pw_uid, entry.pw_gid
+    return NOBODY, NOBODY
+
+
+def enter(limits: SandboxLimits) -> list[str]:
+    """Give up everything; for good. Called with one thread, with all modules imported, before any file is received.
+
+    :return: the protections in force, for the log.
+    :raises OSError: a mandatory one can't be had: the uid's drop (as root), no_new_privs, seccomp; or there are
+        threads, which would keep what this one gives up.
+    """
+    if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+        raise OSError(errno.EBUSY, "the sandbox must be entered before any thread starts")
+    done: list[str] = []
+    if limits.keep is not None:
+        _close_others(limits.keep)
+    ids = _target(limits) if os.geteuid() == 0 else None
+    if ids is not None:
+        _try(done, "network and IPC namespaces", lambda: syscalls.unshare(_CLONE_NEWNET | _CLONE_NEWIPC))
+        _try(done, "empty root", _empty_root)
+    _set_limits(limits)
+    done.append("rlimits")
+    done += _drop_privileges(ids)
+    syscalls.prctl(_PR_SET_DUMPABLE, 0, name="PR_SET_DUMPABLE")
+    if limits.parent is not None:
+        _die_with(limits.parent)
+    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1, name="PR_SET_NO_NEW_PRIVS")
+    if syscalls.prctl(_PR_GET_NO_NEW_PRIVS) != 1:
+        raise OSError(errno.EPERM, "no_new_privs did not take")
+    done.append("no_new_privs")
+    version = landlock.restrict()
+    if version:
+        done.append(f"landlock {version}")
+    seccomp.install(threads=limits.threads > 0, writable=limits.writable)
+    done.append("seccomp")
+    return done
+
+
+def _target(limits: SandboxLimits) -> tuple[int, int]:
+    """The ids to become; looked up while there still are files to look them up in."""
+    uid, gid = limits.uid, limits.gid
+    return worker_ids() if uid is None or gid is None else (uid, gid)
+
+
+def _try(done: list[str], name: str, step: Callable[[], None]) -> None:
+    """Do what a container or a unit file may forbid, and what the other steps don't rely on."""
+    try:
+        step()
+    except OSError:
+        return
+    done.append(name)
+
+
+def _close_others(keep: tuple[int, ...]) -> None:
+    first = 0
+    for fd in sorted(set(keep)):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, max(first, 1 << 20))
+
+
+def _empty_root() -> None:
+    """Make an empty directory that no longer has a name the root: stat(2), which Landlock lets pass, finds nothing."""
+    for parent in ("/run", "/tmp", "/dev/shm"):  # noqa: S108 - it is made with a random name and removed at once
+        directory = f"{parent}/.kvmd-worker-{secrets.token_hex(8)}"
+        try:
+            os.mkdir(directory, 0o700)
+        except OSError:
+            continue
+        try:
+            os.chdir(directory)
+        finally:
+            os.rmdir(directory)
+        os.chmod(".", 0)
+        os.chroot(".")
+        os.chdir("/")
+        return
+    raise OSError(errno.EROFS, "no place for a directory")
+
+
+def _set_limits(limits: SandboxLimits) -> None:
+    space = limits.memory + _ROOM if limits.address_space is None else limits.address_space
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NOFILE: limits.files,
+        resource.RLIMIT_NPROC: limits.threads,
+        resource.RLIMIT_DATA: limits.memory,
+        resource.RLIMIT_AS: space,
+    }
+    for which, value in wanted.items():
+        _soft, hard = resource.getrlimit(which)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (bound, bound))
+
+
+def _drop_privileges(ids: tuple[int, int] | None) -> list[str]:
+    """Become nobody if ids are given, and give up every capability either way."""
+    done: list[str] = []
+    syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, name="PR_CAP_AMBIENT")
+    # Needs CAP_SETPCAP, which a unit file may withhold; with no_new_privs an empty permitted set stays empty anyway.
+    _try(done, "empty bounding set", _empty_bounding_set)
+    if ids is not None:
+        done.append(_become(*ids))
+    syscalls.capset_empty()
+    if any(syscalls.capabilities()):
+        raise OSError(errno.EPERM, "capabilities are left")
+    done.append("no capabilities")
+    return done
+
+
+def _empty_bounding_set() -> None:
+    for capability in range(64):
+        try:
+            syscalls.prctl(_PR_CAPBSET_DROP, capability, name="PR_CAPBSET_DROP")
+        except OSError as failure:
+            if failure.errno != errno.EINVAL:
+                raise
+            return  # past the kernel's last
+
+
+def _become(uid: int, gid: int) -> str:
+    if uid == 0 or gid == 0:
+        raise OSError(errno.EINVAL, "a worker can't be root")
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+        raise OSError(errno.EPERM, "the uid did not change")
+    return f"uid {uid}"
+
+
+def _die_with(parent: int) -> None:
+    # After the uid has changed: that clears it. The parent may have ended before it was set.
+    syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, name="PR_SET_PDEATHSIG")
+    if os.getppid() != parent:
+        raise OSError(errno.ESRCH, "the daemon has ended")

@@ -1,0 +1,226 @@
+"""The worker's request loop, over a real socket, with an image made for the purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from kvmd.errors import Reason, error
+from kvmd.images.base import Files
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.worker.loop import MAX_CURSORS, Loop
+from kvmd.worker.methods import METHODS
+from kvmd.worker.protocol import CURSOR, HEADER, Kind, OpenFrame, decode_error, frame
+
+LENGTH = 3 << 20
+
+
+class Memory:
+    """An image of 3 MiB in which byte n is n modulo 251, and a process table of as many as asked for."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def kernel_name(self) -> str:
+        return "kallsyms"
+
+    def info(self) -> image_pb2.Info:
+        raise ZeroDivisionError("secret detail")
+
+    def read(self, address: int, length: int, space: int) -> bytes:
+        if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
+            raise MemoryError
+        if address + length > LENGTH:
+            readable = max(0, LENGTH - address)
+            raise error(Reason.NOT_MAPPED, "not mapped", address=LENGTH, readable=readable)
+        return bytes(n % 251 for n in range(address, address + length))
+
+    def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
+        return [symbol_pb2.Symbol(name=name, found=name == "here") for name in names]
+
+    def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:
+        for pid in range(1, request.argument + 1):
+            yield process_pb2.Process(pid=pid, comm=b"x" * 1000)
+
+    def strings(self, pid: int, kind: int, limit: int) -> process_pb2.Strings:
+        return process_pb2.Strings(values=[b"a", b"\xff"])
+
+    def log(self) -> Iterator[image_pb2.LogRecord]:
+        yield image_pb2.LogRecord(text=b"first")
+        raise error(Reason.CORRUPT_DATA, "the second is torn")
+
+
+class Daemon:
+    """The other end."""
+
+    def __init__(self) -> None:
+        self.sock, theirs = socket.socketpair()
+        self.images: list[Memory] = []
+        self.thread = threading.Thread(target=self._serve, args=(theirs,))
+        self.thread.start()
+        assert self.answer() == (Kind.READY, b"")
+
+    def _serve(self, theirs: socket.socket) -> None:
+        def open_image(files: Files) -> Memory:
+            self.images.append(Memory(files))
+            return self.images[-1]
+
+        with theirs, contextlib.suppress(ConnectionError):
+            Loop(theirs, open_image).run()
+
+    def answer(self) -> tuple[Kind, bytes]:
+        kind, length = HEADER.unpack(self.sock.recv(HEADER.size, socket.MSG_WAITALL))
+        return Kind(kind), self.sock.recv(length, socket.MSG_WAITALL) if length else b""
+
+    def ask(self, kind: Kind, payload: bytes = b"", fds: Sequence[int] = ()) -> tuple[Kind, bytes]:
+        socket.send_fds(self.sock, [frame(kind, payload)], fds)
+        return self.answer()
+
+    def call(self, method: str, request: object) -> tuple[Kind, bytes]:
+        return self.ask(Kind.CALL, method.encode() + b"\0" + request.SerializeToString())
+
+    def close(self) -> None:
+        self.sock.close()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A loop with an image open."""
+    running = Daemon()
+    with open("/dev/null", "rb") as core, open("/dev/zero", "rb") as exec_:
+        answer = running.ask(Kind.OPEN, OpenFrame("/c", "/e", (), True).encode(), [core.fileno(), exec_.fileno()])
+    assert answer == (Kind.RESULT, b"kallsyms")
+    yield running
+    running.close()
+
+
+def reason(answer: tuple[Kind, bytes]) -> Reason:
+    assert answer[0] is Kind.ERROR
+    return decode_error(answer[1]).reason
+
+
+def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
+    (image,) = daemon.images
+    assert (image.files.core.name, image.files.exec.name, image.files.writable) == ("/c", "/e", True)
+    assert os.readlink(f"/proc/self/fd/{image.files.core.fd}") == "/dev/null"
+    assert os.readlink(f"/proc/self/fd/{image.files.exec.fd}") == "/dev/zero"
+    assert not os.get_inheritable(image.files.core.fd)
+
+
+def test_unary_call(daemon: Daemon) -> None:
+    kind, answer = daemon.call("Nlist", symbol_pb2.NlistRequest(names=["here", "not"]))
+    found = [symbol.found for symbol in symbol_pb2.NlistResponse.FromString(answer).symbols]
+    assert (kind, found) == (Kind.RESULT, [True, False])
+
+
+def test_stream_is_pulled_message_by_message(daemon: Daemon) -> None:
+    """Each chunk waits to be asked for; two streams and a unary call take turns; the end is an END."""
+    request = memory_pb2.ReadStreamRequest(length=LENGTH)
+    streams = [daemon.call("ReadStream", request)[1] for _ in range(2)]
+    data = [b"", b""]
+    for _ in range(2):
+        for which, item in enumerate(streams):
+            data[which] += memory_pb2.ReadStreamResponse.FromString(item[CURSOR.size :]).data
+            kind, streams[which] = daemon.ask(Kind.NEXT, item[: CURSOR.size])
+            assert kind is Kind.ITEM
+        assert daemon.call("Nlist", symbol_pb2.NlistRequest())[0] is Kind.RESULT
+    for which, item in enumerate(streams):
+        data[which] += memory_pb2.ReadStreamResponse.FromString(item[CURSOR.size :]).data
+        assert daemon.ask(Kind.NEXT, item[: CURSOR.size]) == (Kind.END, b"")
+    assert data[0] == data[1] == bytes(n % 251 for n in range(LENGTH))
+
+
+def test_stream_sends_what_is_readable_before_its_error(daemon: Daemon) -> None:
+    kind, item = daemon.call("ReadStream", memory_pb2.ReadStreamRequest(address=LENGTH - 100, length=1 << 30))
+    assert kind is Kind.ITEM
+    assert len(memory_pb2.ReadStreamResponse.FromString(item[CURSOR.size :]).data) == 100
+    failure = daemon.ask(Kind.NEXT, item[: CURSOR.size])
+    assert reason(failure) is Reason.NOT_MAPPED
+    assert decode_error(failure[1]).metadata["readable"] == "100"
+
+
+def test_dropped_stream_is_forgotten(daemon: Daemon) -> None:
+    for _ in range(MAX_CURSORS + 10):
+        _, item = daemon.call("ReadStream", memory_pb2.ReadStreamRequest(length=8))
+        assert daemon.ask(Kind.DROP, item[: CURSOR.size]) == (Kind.END, b"")
+
+
+def test_streams_are_limited(daemon: Daemon) -> None:
+    answers = [daemon.call("ReadStream", memory_pb2.ReadStreamRequest(length=8)) for _ in range(MAX_CURSORS + 1)]
+    assert {kind for kind, _ in answers[:-1]} == {Kind.ITEM}
+    assert reason(answers[-1]) is Reason.WORKER_LIMIT
+
+
+def test_range_results_are_each_their_own(daemon: Daemon) -> None:
+    ranges = [memory_pb2.Range(address=at, length=16) for at in (0, LENGTH - 6, LENGTH + 5, 32)]
+    kind, answer = daemon.call("ReadV", memory_pb2.ReadVRequest(ranges=ranges))
+    results = memory_pb2.ReadVResponse.FromString(answer).results
+    assert kind is Kind.RESULT
+    assert [(len(each.data), each.error.reason) for each in results] == [
+        (16, ""),
+        (6, "NOT_MAPPED"),
+        (0, "NOT_MAPPED"),
+        (16, ""),
+    ]
+
+
+def test_batches_are_bounded(daemon: Daemon) -> None:
+    """3,000 processes of a kilobyte each come in messages of about half a mebibyte, all of them, in order."""
+    kind, item = daemon.call("GetProcs", process_pb2.GetProcsRequest(argument=3000))
+    pids: list[int] = []
+    while kind is Kind.ITEM:
+        assert len(item) < 600 << 10
+        pids += [each.pid for each in process_pb2.GetProcsResponse.FromString(item[CURSOR.size :]).processes]
+        kind, item = daemon.ask(Kind.NEXT, item[: CURSOR.size])
+    assert (kind, pids) == (Kind.END, list(range(1, 3001)))
+
+
+def test_what_came_before_an_error_is_sent(daemon: Daemon) -> None:
+    """A generator that fails after a first record: the error comes, and the stream is gone."""
+    answer = daemon.call("GetLog", image_pb2.GetLogRequest())
+    if answer[0] is Kind.ITEM:
+        answer = daemon.ask(Kind.NEXT, answer[1][: CURSOR.size])
+    assert reason(answer) is Reason.CORRUPT_DATA
+
+
+def test_fault_of_ours_is_told_to_the_log_alone(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    answer = daemon.call("GetInfo", image_pb2.GetInfoRequest())
+    assert reason(answer) is Reason.INTERNAL
+    assert b"secret" not in answer[1]
+    assert "secret detail" in capfd.readouterr().err
+    assert daemon.call("Nlist", symbol_pb2.NlistRequest())[0] is Kind.RESULT
+
+
+def test_out_of_memory_is_told_and_then_it_ends(daemon: Daemon) -> None:
+    request = memory_pb2.ReadRequest(length=8, space=memory_pb2.ADDRESS_SPACE_PHYSICAL)
+    assert reason(daemon.call("Read", request)) is Reason.WORKER_MEMORY
+    daemon.thread.join(10)
+    assert not daemon.thread.is_alive()
+
+
+def test_call_before_open() -> None:
+    daemon = Daemon()
+    assert reason(daemon.call("Nlist", symbol_pb2.NlistRequest())) is Reason.INTERNAL
+    daemon.close()
+
+
+def test_oversized_frame_ends_the_worker() -> None:
+    daemon = Daemon()
+    daemon.sock.sendall(struct.pack("<II", Kind.CALL, 1 << 31))
+    daemon.thread.join(10)
+    assert not daemon.thread.is_alive()
+    daemon.sock.close()
+
+
+def test_methods_are_those_of_the_wire() -> None:
+    from kvmd.rpc.calls import CALLS
+
+    assert set(METHODS) == set(CALLS)
