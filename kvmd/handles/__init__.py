@@ -1,0 +1,1 @@
+"""Descriptors, and the worker processes behind them."""

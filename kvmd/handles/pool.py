@@ -1,0 +1,211 @@
+"""The worker pool: one worker process an image, shared by the descriptors of the same files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.handles.process import Worker
+from kvmd.tasks import uncancelled
+from kvmd.worker.protocol import OpenFrame
+
+log = logging.getLogger(__name__)
+
+SPARE_DELAY = 2.0
+"""How long after an open the next worker is started ahead of its use: not while the open is under way."""
+
+
+class OpenedFile(Protocol):
+    """What the pool asks of the opener's result."""
+
+    @property
+    def fd(self) -> int: ...  # noqa: D102
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def stat(self) -> os.stat_result: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """The files of an image as the opener gave them."""
+
+    core: OpenedFile | None
+    exec: OpenedFile | None = None
+    swap: tuple[OpenedFile, ...] = ()
+    writable: bool = False
+
+    def _all(self) -> list[tuple[str, OpenedFile]]:
+        named = [("core", self.core), ("exec", self.exec), *(("swap", file) for file in self.swap)]
+        return [(role, file) for role, file in named if file is not None]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for the same files, unchanged since, in the same mode."""
+
+        inodes = [
+            (role, file.stat.st_dev, file.stat.st_ino, file.stat.st_size, file.stat.st_mtime_ns, file.stat.st_ctime_ns)
+            for role, file in self._all()
+        ]
+        return *inodes, self.writable
+
+    @property
+    def names(self) -> OpenFrame:
+        """What the worker is told of them."""
+        paths = {role: file.path for role, file in self._all()}
+        return OpenFrame(paths.get("core"), paths.get("exec"), tuple(file.path for file in self.swap), self.writable)
+
+    @property
+    def fds(self) -> list[int]:
+        """Their descriptors, in the order of :attr:`names`."""
+        return [file.fd for _, file in self._all()]
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """An image with its worker, as descriptors hold it."""
+
+    key: tuple[object, ...]
+    opened: asyncio.Task[tuple[Worker, str]]
+    users: int = 0
+    retiring: asyncio.TimerHandle | None = None
+    kernel_name: str = field(default="", init=False)
+
+    @property
+    def worker(self) -> Worker:
+        """The worker, once :attr:`opened` is done."""
+        return self.opened.result()[0]
+
+    def dead(self) -> bool:
+        """Whether a new open needs a new worker."""
+        if not self.opened.done():
+            return False
+        return self.opened.cancelled() or self.opened.exception() is not None or self.worker.failure is not None
+
+
+class Pool:
+    """Starts workers, shares them, and ends them when nobody has needed them for a while."""
+
+    def __init__(self, *, most: int, memory: int, timeout: float, linger: float) -> None:
+        self._most, self._memory, self._timeout, self._linger = most, memory, timeout, linger
+        self._entries: dict[tuple[object, ...], Entry] = {}
+        self._spare: asyncio.Task[Worker] | None = None
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closing = False
+        self._protections = ""
+
+    def _start(self) -> asyncio.Task[Worker]:
+        return asyncio.ensure_future(self._started())
+
+    async def _started(self) -> Worker:
+        worker = await Worker.start(self._memory, self._timeout)
+        if worker.protections != self._protections:
+            self._protections = worker.protections
+            log.info("workers run with %s", worker.protections)
+        return worker
+
+    def prepare(self) -> None:
+        """Start a worker ahead of its use, if none waits: its imports take longer than most opens."""
+        if not self._closing and self._spare is None:
+            self._spare = self._start()
+            self._spare.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _take(self) -> Worker:
+        spare, self._spare = self._spare, None
+        asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
+        if spare is not None:
+            try:
+                worker = await spare
+                if worker.failure is None:
+                    return worker
+            except KvmError as failure:
+                log.warning("a worker started ahead did not come up: %s", failure)
+        return await self._start()
+
+    async def _open(self, files: ImageFiles) -> tuple[Worker, str]:
+        worker = await self._take()
+        try:
+            return worker, await worker.open(files.names, files.fds)
+        except BaseException:
+            await worker.close()
+            raise
+
+    async def acquire(self, files: ImageFiles) -> Entry:
+        """The image of these files, opened if it isn't yet. The caller keeps and closes ``files``.
+
+        :raises KvmError: as the image's opening does; WORKER_LIMIT.
+        """
+        entry = self._entries.get(files.key)
+        if entry is None or entry.dead():
+            if len(self._entries) >= self._most and entry is None:
+                message = f"{self._most} images are open already (limits.workers); close one"
+                raise error(Reason.WORKER_LIMIT, message, limit=self._most)
+            entry = self._entries[files.key] = Entry(files.key, asyncio.ensure_future(self._open(files)))
+        if entry.retiring is not None:
+            entry.retiring.cancel()
+            entry.retiring = None
+        entry.users += 1
+        try:
+            # Not cancelled with the caller: others may be waiting for the same image, and it holds our fds.
+            _, entry.kernel_name = await uncancelled(entry.opened)
+        except BaseException:
+            self.release(entry)
+            raise
+        return entry
+
+    def release(self, entry: Entry) -> None:
+        """Give an image back; its worker is ended a while after the last one."""
+        entry.users -= 1
+        if entry.users:
+            return
+        if entry.dead() or self._linger <= 0 or self._closing:
+            self._retire(entry)
+        else:
+            entry.retiring = asyncio.get_running_loop().call_later(self._linger, self._retire, entry)
+
+    def _retire(self, entry: Entry) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        self._run(self._end(entry.opened))
+
+    async def _end(self, opened: asyncio.Task[tuple[Worker, str]]) -> None:
+        try:
+            worker, _ = await opened
+        except (KvmError, asyncio.CancelledError):
+            return
+        await worker.close()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def workers(self) -> list[Worker]:
+        """The workers of open images."""
+        return [entry.worker for entry in self._entries.values() if entry.opened.done() and not entry.dead()]
+
+    async def close(self) -> None:
+        """End every worker."""
+        self._closing = True
+        for entry in list(self._entries.values()):
+            if entry.retiring is not None:
+                entry.retiring.cancel()
+            entry.opened.cancel()
+            self._retire(entry)
+        if self._spare is not None:
+            self._spare.cancel()
+            self._run(self._end_spare(self._spare))
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    @staticmethod
+    async def _end_spare(spare: asyncio.Task[Worker]) -> None:
+        try:
+            worker = await spare
+        except (KvmError, asyncio.CancelledError):
+            return
+        await worker.close()

@@ -1,0 +1,194 @@
+"""The daemon's end of one worker process: start it, ask it, notice its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeAlias
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.worker.protocol import CURSOR, HEADER, MAX_PAYLOAD, Kind, OpenFrame, decode_error, frame
+
+log = logging.getLogger(__name__)
+
+Exchange: TypeAlias = "asyncio.Task[tuple[Kind, bytearray]]"
+
+START_SECONDS = 30.0
+"""How long a worker may take to import and to give up its privileges."""
+
+
+class Worker:
+    """A worker process. One request is under way at a time; further ones wait their turn."""
+
+    def __init__(self, process: asyncio.subprocess.Process, sock: socket.socket, patience: float) -> None:
+        self._process = process
+        self._sock = sock
+        self._patience = patience
+        self._turn = asyncio.Lock()
+        self._exit = asyncio.ensure_future(self._watch())
+        self._dropping: set[asyncio.Task[None]] = set()
+        self.failure: KvmError | None = None
+        self.protections = ""
+
+    @classmethod
+    async def start(cls, memory: int, patience: float) -> Worker:
+        """Start a process and wait until it has given up its privileges.
+
+        :param memory: its limit in bytes.
+        :param patience: how many seconds one step may take before the process is killed.
+        :raises KvmError: WORKER_DIED, WORKER_HUNG.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ours.setblocking(False)
+            # -P: the current directory may be anybody's.
+            arguments = [sys.executable, "-P", "-m", "kvmd.worker", str(theirs.fileno()), str(memory), str(os.getpid())]
+            process = await asyncio.create_subprocess_exec(
+                *arguments, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            )
+        worker = cls(process, ours, patience)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                _, protections = await worker._answer()
+                worker.protections = protections.decode()
+        except BaseException as failure:
+            worker.failure = worker.failure or error(Reason.WORKER_DIED, "a worker process did not start; see the log")
+            await worker.close()
+            if isinstance(failure, TimeoutError | ConnectionError):
+                raise worker.why() from failure
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def _watch(self) -> None:
+        status = await self._process.wait()
+        if self.failure is None:
+            how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
+            message = f"the image's worker process ended by {how}; open the image again"
+            self.failure = error(Reason.WORKER_DIED, message)
+            log.warning("worker %d ended by %s", self.pid, how)
+
+    def why(self) -> KvmError:
+        """Why the worker answers no more, as an error of its own for each call."""
+        known = self.failure or error(Reason.WORKER_DIED, "the image's worker process ended; open the image again")
+        return type(known)(known.reason, known.message, known.metadata)
+
+    def kill(self, failure: KvmError) -> None:
+        """End the process now; ``failure`` is what its descriptors answer from here on."""
+        self.failure = self.failure or failure
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> None:
+        """End the process and wait for its end."""
+        self.kill(error(Reason.SHUTTING_DOWN, "the image's worker process was stopped"))
+        await self._exit
+        self._sock.close()
+
+    async def _receive(self, length: int) -> bytearray:
+        buffer = bytearray(length)
+        view, loop, done = memoryview(buffer), asyncio.get_running_loop(), 0
+        while done < length:
+            count = await loop.sock_recv_into(self._sock, view[done:])
+            if not count:
+                raise ConnectionResetError("end of file from the worker")
+            done += count
+        return buffer
+
+    async def _answer(self) -> tuple[Kind, bytearray]:
+        kind, length = HEADER.unpack(await self._receive(HEADER.size))
+        if length > MAX_PAYLOAD:
+            raise ConnectionAbortedError(f"frame of {length} bytes from the worker")
+        return Kind(kind), await self._receive(length)
+
+    async def _exchange(self, request: bytes, fds: Sequence[int]) -> tuple[Kind, bytearray]:
+        """One request and its answer, in a turn that the caller has taken and this gives back."""
+        try:
+            if self.failure is not None:
+                raise self.why()
+            async with asyncio.timeout(self._patience):
+                if fds:  # a small frame into an empty socket: never blocks, never is cut
+                    socket.send_fds(self._sock, [request], fds)
+                else:
+                    await asyncio.get_running_loop().sock_sendall(self._sock, request)
+                kind, payload = await self._answer()
+        except TimeoutError:
+            message = f"the image's worker did not answer in {self._patience:g} s and was ended; open the image again"
+            self.kill(error(Reason.WORKER_HUNG, message))
+            raise self.why() from None
+        except (OSError, ValueError):
+            # It closed its socket or broke the protocol: no second chance, but time to die of its own cause.
+            asyncio.get_running_loop().call_later(0.2, self.kill, self.why())
+            await self._exit
+            raise self.why() from None
+        finally:
+            self._turn.release()
+        if kind is Kind.ERROR:
+            failure = decode_error(bytes(payload))
+            if failure.reason is Reason.WORKER_MEMORY:
+                self.kill(failure)
+            raise failure
+        return kind, payload
+
+    async def _request(self, request: bytes, fds: Sequence[int] = ()) -> Exchange:
+        """Send a request as soon as it is its turn.
+
+        A caller who is cancelled before that leaves nothing behind; after it, the answer is awaited all
+        the same, so that the next caller does not get it.
+        """
+        await self._turn.acquire()
+        return asyncio.ensure_future(self._exchange(request, fds))
+
+    async def open(self, names: OpenFrame, fds: Sequence[int]) -> str:
+        """Hand the files over.
+
+        :returns: the name of the namelist.
+        :raises KvmError: as the image's opening does.
+        """
+        _, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
+        return os.fsdecode(bytes(payload))
+
+    async def call(self, method: str, request: bytes) -> bytes:
+        """A unary call: request message in, answer message out."""
+        sent = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
+        _, payload = await asyncio.shield(sent)
+        return bytes(payload)
+
+    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+        """A streaming call. The worker makes the next message while the caller deals with this one."""
+        following = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
+        try:
+            while True:
+                kind, payload = await asyncio.shield(following)
+                if kind is not Kind.ITEM:
+                    return
+                following = asyncio.ensure_future(self._next(bytes(payload[: CURSOR.size])))
+                yield bytes(memoryview(payload)[CURSOR.size :])
+        finally:
+            following.add_done_callback(self._drop)
+
+    async def _next(self, cursor: bytes) -> tuple[Kind, bytearray]:
+        return await (await self._request(frame(Kind.NEXT, cursor)))
+
+    def _drop(self, last: Exchange) -> None:
+        """Tell the worker that nobody wants the rest of a stream, if there is one."""
+        if last.cancelled() or last.exception() is not None or last.result()[0] is not Kind.ITEM:
+            return
+        payload = last.result()[1]
+
+        async def drop() -> None:
+            with contextlib.suppress(KvmError):
+                await (await self._request(frame(Kind.DROP, bytes(payload[: CURSOR.size]))))
+
+        self._dropping.add(task := asyncio.ensure_future(drop()))
+        task.add_done_callback(self._dropping.discard)
