@@ -1,0 +1,65 @@
+"""The table of calls on an open image: a new one is a line here and a function in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from kvmd.errors import Reason, error
+from kvmd.rpc.validate import MOST_READV_BYTES
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call.
+
+    :ivar request: its request message, which has a field ``descriptor``.
+    :ivar verbs: what the policy must allow for this request.
+    :ivar streams: whether the answer is a stream.
+    """
+
+    request: type[Message]
+    verbs: Callable[[Any], tuple[str, ...]]
+    streams: bool = False
+
+
+def _always(*verbs: str) -> Callable[[Any], tuple[str, ...]]:
+    return lambda request: verbs
+
+
+def _processes(request: process_pb2.GetProcsRequest) -> tuple[str, ...]:
+    return ("processes", "arguments") if request.arguments else ("processes",)
+
+
+def _strings(request: process_pb2.GetStringsRequest) -> tuple[str, ...]:
+    kinds = {
+        process_pb2.STRINGS_KIND_ARGUMENTS: ("arguments",),
+        process_pb2.STRINGS_KIND_ENVIRONMENT: ("environment",),
+    }
+    try:
+        return kinds[request.kind]
+    except KeyError:
+        raise error(Reason.BAD_ARGUMENT, "GetStringsRequest.kind: neither ARGUMENTS nor ENVIRONMENT") from None
+
+
+def _ranges(request: memory_pb2.ReadVRequest) -> tuple[str, ...]:
+    if sum(item.length for item in request.ranges) > MOST_READV_BYTES:
+        message = f"ReadVRequest.ranges: the lengths add up to more than {MOST_READV_BYTES}"
+        raise error(Reason.FIELD_OUT_OF_BOUNDS, message, field="kvmd.v1.ReadVRequest.ranges", limit=MOST_READV_BYTES)
+    return ("read",)
+
+
+CALLS: dict[str, Call] = {
+    "Nlist": Call(symbol_pb2.NlistRequest, _always("symbols")),
+    "Read": Call(memory_pb2.ReadRequest, _always("read")),
+    "ReadStream": Call(memory_pb2.ReadStreamRequest, _always("read"), streams=True),
+    "ReadV": Call(memory_pb2.ReadVRequest, _ranges),
+    "GetProcs": Call(process_pb2.GetProcsRequest, _processes, streams=True),
+    "GetStrings": Call(process_pb2.GetStringsRequest, _strings),
+    "GetInfo": Call(image_pb2.GetInfoRequest, _always("info")),
+    "GetLog": Call(image_pb2.GetLogRequest, _always("log"), streams=True),
+}

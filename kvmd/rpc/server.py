@@ -1,0 +1,75 @@
+"""The grpc.aio server behind the front: services, limits, self-test."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvmd.config import Limits
+from kvmd.front.peers import Peers
+from kvmd.rpc.interceptor import Guard
+from kvmd.rpc.service import NAME, KvmService
+from kvmd.sessions import Sessions
+
+# A ReadV answer holds up to 16 MiB of memory; requests are small.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 32 << 20),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class Server:
+    """KvmService, health and reflection on a private socket."""
+
+    def __init__(self, peers: Peers, sessions: Sessions, limits: Limits) -> None:
+        guard = Guard(peers, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline)
+        self._server = grpc.aio.server(
+            interceptors=[guard], options=_OPTIONS, maximum_concurrent_rpcs=limits.concurrent_calls
+        )
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        self._server.add_generic_rpc_handlers((KvmService(sessions).handler(),))
+        self._path = ""
+
+    async def start(self, path: str) -> None:
+        """Listen on the private socket at ``path``, in a directory that only the daemon can enter."""
+        self._path = path
+        await self.serving(False)
+        self._server.add_insecure_port(f"unix:{path}")
+        await self._server.start()
+
+    async def serving(self, yes: bool) -> None:
+        """Tell health checks."""
+        status = health_pb2.HealthCheckResponse
+        for service in ("", NAME):
+            await self._health.set(service, status.SERVING if yes else status.NOT_SERVING)
+
+    async def self_test(self, front: str) -> None:
+        """Check that a connection through the front has an identity and one beside it has none.
+
+        :param front: a socket that the front serves.
+        :raises RuntimeError: if grpc does not echo the token; the daemon must not serve then.
+        """
+        through, beside = await _health_status(front), await _health_status(self._path)
+        if through is not grpc.StatusCode.OK or beside is not grpc.StatusCode.UNAUTHENTICATED:
+            raise RuntimeError(
+                f"self-test failed: a call through the front gave {through.name}, one beside it {beside.name}; "
+                "this version of grpcio does not report the source address of Unix sockets"
+            )
+
+    async def stop(self, grace: float) -> None:
+        """Let calls under way finish for ``grace`` seconds, then end them."""
+        await self._server.stop(grace)
+
+
+async def _health_status(path: str) -> grpc.StatusCode:
+    async with grpc.aio.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        try:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        except grpc.aio.AioRpcError as failure:
+            return failure.code()
+    return grpc.StatusCode.OK
