@@ -1,0 +1,47 @@
+"""The calls of kvmd.v1.KvmService that libkvm makes: one table for every transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+SERVICE = "kvmd.v1.KvmService"
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Q, A]):
+    """A call of the service.
+
+    :ivar name: the method's name.
+    :ivar request: the message that is sent.
+    :ivar answer: the message that comes back, once or as a stream.
+    """
+
+    name: str
+    request: type[Q]
+    answer: type[A]
+
+    @property
+    def path(self) -> str:
+        """The HTTP/2 path of the method."""
+        return f"/{SERVICE}/{self.name}"
+
+
+OPEN = Call("Open", kvm_service_pb2.OpenRequest, kvm_service_pb2.OpenResponse)
+OPEN_FILES = Call("OpenFiles", kvm_service_pb2.OpenFilesRequest, kvm_service_pb2.OpenFilesResponse)
+CLOSE = Call("Close", kvm_service_pb2.CloseRequest, kvm_service_pb2.CloseResponse)
+NLIST = Call("Nlist", symbol_pb2.NlistRequest, symbol_pb2.NlistResponse)
+READ = Call("Read", memory_pb2.ReadRequest, memory_pb2.ReadResponse)
+READ_STREAM = Call("ReadStream", memory_pb2.ReadStreamRequest, memory_pb2.ReadStreamResponse)
+READ_V = Call("ReadV", memory_pb2.ReadVRequest, memory_pb2.ReadVResponse)
+GET_PROCS = Call("GetProcs", process_pb2.GetProcsRequest, process_pb2.GetProcsResponse)
+GET_STRINGS = Call("GetStrings", process_pb2.GetStringsRequest, process_pb2.GetStringsResponse)
+GET_INFO = Call("GetInfo", image_pb2.GetInfoRequest, image_pb2.GetInfoResponse)
+GET_LOG = Call("GetLog", image_pb2.GetLogRequest, image_pb2.GetLogResponse)

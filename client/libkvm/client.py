@@ -1,0 +1,87 @@
+"""The connection to a daemon."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from libkvm.calls import OPEN
+from libkvm.kernel import Kernel
+from libkvm.names import Name, Swap, open_request
+from libkvm.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
+from libkvm.transports import transport
+
+_O_RDWR = 2
+
+
+def connect(target: str | None = None, *, timeout: float = TIMEOUT, long_timeout: float = LONG_TIMEOUT) -> Client:
+    """Make a client of a daemon; it connects at its first call.
+
+    :param target: ``unix:/path``; None: the environment's KVMD_TARGET, or ``unix:/run/kvmd/kvmd.sock``.
+    :param timeout: the default deadline of a call, in seconds.
+    :param long_timeout: the same of the calls whose work grows with the image: open, processes and log.
+    :raises RequestError: the target is of no kind that libkvm knows.
+    """
+    return Client(Session(transport(target or default_target()), timeout, long_timeout))
+
+
+class Client(Unpicklable):
+    """A connection to a daemon, which owns the kernels opened over it; see kvmd(8).
+
+    A context manager: leaving it closes the connection and every kernel. Safe to use from several threads.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def target(self) -> str:
+        """Where the daemon is."""
+        return self._session.target
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._session.closed
+
+    def open(
+        self,
+        corefile: Name | None = None,
+        execfile: Name | None = None,
+        swapfile: Swap = None,
+        *,
+        write: bool = False,
+        timeout: float | None = None,
+    ) -> Kernel:
+        """Open the running kernel or a crash dump; see kvm_open(3).
+
+        :param corefile: the dump; None: the running kernel; ``/dev/mem``: its physical memory. A relative name
+            is sought here first, then in the daemon's dump directories.
+        :param execfile: the kernel's file with symbols or DWARF; None: what the image itself holds.
+        :param swapfile: the swap areas of a dump: a name, several joined by ``:``, or a sequence of names.
+        :param write: ask for the right to write.
+        :param timeout: seconds to wait; None: the client's ``long_timeout``.
+        :raises SourceError: a file can't be opened.
+        :raises FormatError: it is not what it should be.
+        :raises AccessError: the policy forbids it.
+        :raises UnavailableError: no daemon answers.
+        """
+        session = self._session
+        flags = _O_RDWR if write else 0
+        request = open_request(corefile, execfile, swapfile, flags, local=session.local)
+        answer = session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
+        source = request.corefile or "the running kernel"
+        return Kernel(session, answer.descriptor, source, write=write, name=answer.kernel_name)
+
+    def close(self) -> None:
+        """Close the connection and every kernel opened over it. Idempotent."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<libkvm.Client of {self.target}{', closed' if self.closed else ''}>"

@@ -1,0 +1,100 @@
+"""The handle of the C-style face and where its errors go: libkvm's error model."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+
+from libkvm.compat.errbuf import cut
+from libkvm.errors import KvmError
+from libkvm.kernel import Kernel
+from libkvm.printable import printable
+
+
+class Kvm:
+    """What kvm_open(3) answers; opaque to callers.
+
+    :ivar kernel: the opened image.
+    :ivar program: errstr of kvm_open, or None: hard errors then go to the handle as soft ones do.
+    :ivar live: whether it is the running kernel's memory.
+    :ivar no_files: whether it was opened with KVM_NO_FILES.
+    """
+
+    def __init__(self, kernel: Kernel, program: str | None, *, live: bool, no_files: bool) -> None:
+        self.kernel = kernel
+        self.program = program
+        self.live = live
+        self.no_files = no_files
+        self._text = b""
+        self._lock = threading.Lock()
+
+    @property
+    def text(self) -> str:
+        """The text of the last error; a success leaves an older one."""
+        with self._lock:
+            return self._text.decode("utf-8", "replace")
+
+    def hard(self, text: str, number: int) -> None:
+        """Report an error: on stderr if the handle has a program's name, else on the handle."""
+        if self.program is None:
+            self.soft(text, number)
+        else:
+            ctypes.set_errno(number)
+            complain(self.program, text)
+
+    def soft(self, text: str, number: int) -> None:
+        """Report an error on the handle: those that a debugger's probing would flood stderr with."""
+        ctypes.set_errno(number)
+        with self._lock:
+            self._text = cut(text)
+
+    def __repr__(self) -> str:
+        return repr(self.kernel).replace("libkvm.Kernel", "libkvm.Kvm")
+
+
+def complain(program: str, text: str) -> None:
+    """Write ``program: text`` to stderr."""
+    if sys.stderr is not None:  # print() would take stdout then
+        print(f"{program}: {printable(text)}", file=sys.stderr)  # noqa: T201 - what kvm_open(3) does
+
+
+def open_handle(kd: Kvm | None) -> Kvm | None:
+    """Answer the handle if it can be used; else leave EINVAL (None) or EBADF (closed)."""
+    if kd is None:
+        ctypes.set_errno(errno.EINVAL)
+        return None
+    if kd.kernel.closed:
+        kd.soft(os.strerror(errno.EBADF), errno.EBADF)
+        return None
+    return kd
+
+
+def kvm_close(kd: Kvm | None) -> int:
+    """Close a handle: kvm_close(3).
+
+    :return: 0; -1 for None (errno EINVAL), for a handle that is closed already (EBADF) and on failure.
+    """
+    if open_handle(kd) is None or kd is None:
+        return -1
+    try:
+        kd.kernel.close()
+    except KvmError as failure:
+        kd.hard(failure.text, failure.errno)
+        return -1
+    return 0
+
+
+def kvm_geterr(kd: Kvm | None) -> str:
+    """Answer the text of the handle's last error: kvm_geterr(3); at most 2047 bytes, never cleared by success.
+
+    :return: the text; empty if there was none, and for None.
+    """
+    return "" if kd is None else kd.text
+
+
+def kvm_getkernelname(kd: Kvm | None) -> str:
+    """Answer the name of the namelist in use: kvm_getkernelname(3); empty for None and KVM_NO_FILES."""
+    return "" if kd is None else kd.kernel.kernel_name

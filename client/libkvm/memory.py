@@ -1,0 +1,152 @@
+"""Reads of kernel memory."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
+
+from kvmd.v1 import memory_pb2
+from libkvm.calls import READ, READ_STREAM, READ_V
+from libkvm.errors import KvmError, Reason, error
+from libkvm.handle import Handle
+from libkvm.records import RangeResult, record
+
+Buffer = bytearray | memoryview
+MIB = 1 << 20
+_RANGES = 16384  # of one ReadV request,
+_BATCH = 16 * MIB  # and what their lengths may add up to
+_SLOWEST = MIB  # bytes a second of a stream, before its default deadline passes
+
+
+class Memory(Handle):
+    """What can be read of an image's memory."""
+
+    def read(self, address: int, length: int, *, physical: bool = False, timeout: float | None = None) -> bytes:
+        """Read kernel memory, all or nothing; see kvm_read(3).
+
+        :param address: a virtual address of the kernel, or with ``physical`` a physical one.
+        :param length: how many bytes, of any size; beyond 1 MiB they are streamed.
+        :param timeout: seconds to wait; None: the client's, and beyond 1 MiB a second more for each MiB.
+        :return: exactly ``length`` bytes.
+        :raises FaultError: its ``address`` is the first byte that can't be read, and ``metadata['readable']``
+            says how many before it can.
+        """
+        if length > MIB:
+            return b"".join(self.stream(address, length, physical=physical, timeout=timeout))
+        request = READ.request(
+            descriptor=self._id, address=_address(address), length=_length(length), space=_space(physical)
+        )
+        return _whole(self._session.unary(READ, request, timeout).data, length)
+
+    def readinto(self, address: int, buffer: Buffer, *, physical: bool = False, timeout: float | None = None) -> int:
+        """Fill a writable buffer with kernel memory.
+
+        :param buffer: a bytearray, or a memoryview of anything contiguous.
+        :return: the buffer's size in bytes.
+        :raises FaultError: as :meth:`read`; the readable bytes are in the buffer.
+        """
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            if view.nbytes > MIB:
+                done = 0
+                for chunk in self.stream(address, view.nbytes, physical=physical, timeout=timeout):
+                    view[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+                return done
+            [result] = self.readv([(address, view.nbytes)], physical=physical, timeout=timeout)
+            if len(result.data) > view.nbytes:
+                raise _unlike(len(result.data), view.nbytes)
+            view[: len(result.data)] = result.data
+            if result.error is not None:
+                raise _readable(result.error, len(result.data))
+            return len(_whole(result.data, view.nbytes))
+
+    def stream(
+        self, address: int, length: int, *, physical: bool = False, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """Read a range of any size in chunks of at most 1 MiB.
+
+        The call begins with the first chunk asked for; closing the iterator ends it early.
+
+        :param timeout: seconds until the last chunk; None: the client's and a second more for each MiB.
+        :raises FaultError: as :meth:`read`, after every byte before the fault.
+        """
+        request = READ_STREAM.request(
+            descriptor=self._id, address=_address(address), length=_length(length), space=_space(physical)
+        )
+        session = self._session
+        deadline = session.timeout + length / _SLOWEST if timeout is None else timeout
+        done = 0
+        try:
+            for answer in session.stream(READ_STREAM, request, deadline):
+                done += len(answer.data)
+                if done > length:
+                    raise _unlike(done, length)
+                yield answer.data
+        except KvmError as fault:
+            raise _readable(fault, done) from None
+        if done != length:
+            raise _unlike(done, length)
+
+    def readv(
+        self, ranges: Iterable[tuple[int, int]], *, physical: bool = False, timeout: float | None = None
+    ) -> list[RangeResult]:
+        """Read many ranges in few calls; each has its own outcome.
+
+        :param ranges: pairs of address and length, each of at most 1 MiB.
+        :param timeout: seconds to wait for each call of up to 16 MiB; None: the client's.
+        :return: a result for each range, in their order.
+        """
+        results: list[RangeResult] = []
+        for batch in _batches(ranges, _space(physical)):
+            answer = self._session.unary(READ_V, READ_V.request(descriptor=self._id, ranges=batch), timeout)
+            if len(answer.results) != len(batch):
+                raise _unlike(len(answer.results), len(batch))
+            results += [record(RangeResult, result) for result in answer.results]
+        return results
+
+
+def _batches(ranges: Iterable[tuple[int, int]], space: memory_pb2.AddressSpace) -> Iterator[list[memory_pb2.Range]]:
+    batch: list[memory_pb2.Range] = []
+    size = 0
+    for address, length in ranges:
+        if batch and (len(batch) == _RANGES or size + length > _BATCH):
+            yield batch
+            batch, size = [], 0
+        batch.append(memory_pb2.Range(address=_address(address), length=_length(length, 2**32), space=space))
+        size += length
+    if batch:
+        yield batch
+
+
+def _space(physical: bool) -> memory_pb2.AddressSpace:
+    return memory_pb2.ADDRESS_SPACE_PHYSICAL if physical else memory_pb2.ADDRESS_SPACE_KERNEL
+
+
+def _address(value: SupportsIndex) -> int:
+    number = operator.index(value)
+    if not 0 <= number < 2**64:
+        raise error(Reason.BAD_ARGUMENT, f"address {number:#x} is not one of 64 bits")
+    return number
+
+
+def _length(value: SupportsIndex, bound: int = 2**64) -> int:
+    number = operator.index(value)
+    if not 0 <= number < bound:
+        raise error(Reason.BAD_ARGUMENT, f"length {number} is not between 0 and {bound}")
+    return number
+
+
+def _whole(data: bytes, length: int) -> bytes:
+    if len(data) != length:
+        raise _unlike(len(data), length)
+    return data
+
+
+def _unlike(got: int, wanted: int) -> KvmError:
+    return error(Reason.INTERNAL, f"the daemon answered {got} of {wanted}, and no error")
+
+
+def _readable(fault: KvmError, count: int) -> KvmError:
+    fault.metadata["readable"] = str(count)
+    return fault

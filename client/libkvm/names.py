@@ -1,0 +1,49 @@
+"""The arguments of open, as a daemon wants them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from kvmd.v1.kvm_service_pb2 import OpenRequest
+from libkvm.errors import Reason, error
+
+Name = str | os.PathLike[str]
+Swap = Name | Sequence[Name] | None
+
+
+def open_request(
+    corefile: Name | None, execfile: Name | None, swapfile: Swap, flags: int, *, local: bool
+) -> OpenRequest:
+    """Build the request of Open.
+
+    :param swapfile: one name, several joined by ``:``, or a sequence of names.
+    :param flags: open(2)'s, or KVM_NO_FILES; only the low 32 bits count, as of a C int.
+    :param local: whether the daemon sees this host's files, so that relative names mean something to it.
+    :raises RequestError: a name is not valid text.
+    """
+    core = None if corefile is None else _path(corefile, local)
+    exe = None if execfile is None else _path(execfile, local)
+    swap = [_path(name, local) for name in _split(swapfile)]
+    try:
+        return OpenRequest(corefile=core, execfile=exe, swapfiles=swap, flags=flags & 0xFFFFFFFF)
+    except UnicodeEncodeError as failure:
+        raise error(Reason.BAD_ARGUMENT, f"file name {failure.object!r} is not UTF-8") from None
+
+
+def _split(swapfile: Swap) -> list[Name]:
+    if swapfile is None:
+        return []
+    if isinstance(swapfile, str):
+        return [name for name in swapfile.split(":") if name]
+    if isinstance(swapfile, os.PathLike):
+        return [swapfile]
+    return list(swapfile)
+
+
+def _path(name: Name, local: bool) -> str:
+    path = os.fsdecode(os.fspath(name))
+    # A name that does not exist here is passed as it is: the daemon looks bare names up among its dumps.
+    if local and not os.path.isabs(path) and os.path.exists(path):
+        return os.path.abspath(path)
+    return path

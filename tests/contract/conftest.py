@@ -1,0 +1,119 @@
+"""One real daemon for all contract tests, which hold for every dump that there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import libkvm
+from daemon import running_daemon
+from images import fixture
+from libkvm.compat import connection
+
+NAMES = ["qemu", "la57", "hole", "kdump", "debian-6.1-panic"]
+
+
+@dataclass(frozen=True)
+class Dump:
+    """A dump and what was true of its kernel."""
+
+    name: str
+    path: str
+    truth: dict[str, Any]
+
+    def symbol(self, name: str) -> int:
+        return self.truth["kallsyms"][name]
+
+    @property
+    def processes(self) -> dict[int, dict[str, Any]]:
+        """The processes by pid, without the helper that ended about when the dump was made."""
+        alive = set(self.truth["pids_at_end"])
+        return {each["pid"]: each for each in self.truth["processes"] if each["pid"] in alive}
+
+    def swapped(self, what: str) -> set[int]:
+        """The processes some of whose pages of a kind were swapped out."""
+        return {page["pid"] for page in self.truth["pages"] if page["swapped"] and page["what"] == what}
+
+    def named(self, word: str) -> int:
+        """The pid of the process whose argv[0] ends so."""
+        [pid] = [pid for pid, each in self.processes.items() if each["argv"] and each["argv"][0].endswith(word)]
+        return pid
+
+
+def load(name: str) -> Dump:
+    found = fixture(f"{name}/vmcore.kdump")
+    return Dump(name, os.path.realpath(found.path), found.truth)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def dump(request) -> Dump:
+    return load(request.param)
+
+
+@pytest.fixture(scope="session")
+def one() -> Dump:
+    """A dump, for what does not depend on which."""
+    return load("qemu")
+
+
+@pytest.fixture(scope="session")
+def odd(tmp_path_factory) -> Path:
+    """A dump directory of files that are no dumps."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "some-file").write_text("this is a text file")
+    (folder / "empty").touch()
+    (folder / "link").symlink_to("some-file")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def target(odd) -> Iterator[str]:
+    folders = {os.path.dirname(load(name).path) for name in NAMES}
+    with running_daemon([*folders, odd]) as daemon:
+        yield daemon.target
+
+
+@pytest.fixture(autouse=True)
+def default_target(target, monkeypatch) -> None:
+    monkeypatch.setenv("KVMD_TARGET", target)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def c_face_connection(target) -> Iterator[None]:
+    yield
+    for session in connection._sessions.values():
+        session.close()
+
+
+@pytest.fixture
+def client(target) -> Iterator[libkvm.Client]:
+    with libkvm.connect(target) as opened:
+        yield opened
+
+
+@pytest.fixture
+def kernel(client, dump) -> Iterator[libkvm.Kernel]:
+    with client.open(dump.path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def kd(dump):
+    opened = libkvm.kvm_openfiles(None, dump.path, None, 0, None)
+    assert opened is not None
+    yield opened
+    libkvm.kvm_close(opened)
+
+
+@pytest.fixture
+def loud(one):
+    """A handle whose hard errors go to stderr."""
+    opened = libkvm.kvm_open(None, one.path, None, 0, "prog")
+    assert opened is not None
+    yield opened
+    libkvm.kvm_close(opened)

@@ -1,0 +1,86 @@
+"""The public names, and the tables that must agree with the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+import libkvm
+from kvmd import errors as shared
+from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2
+from libkvm import calls, records
+
+NAMES = """
+AccessError CancelledError Client DeadlineError DescriptorError ErrBuf FaultError FormatError Info InternalError
+KERN_PROC_ALL KERN_PROC_GID KERN_PROC_PGRP KERN_PROC_PID KERN_PROC_RGID KERN_PROC_RUID KERN_PROC_SESSION KERN_PROC_TTY
+KERN_PROC_TTY_NODEV KERN_PROC_UID KVM_NO_FILES Kernel KvmError LimitError LogRecord N_ABS N_BSS N_DATA N_EXT N_TEXT
+N_UNDF Nlist POSIX2_LINE_MAX Process ProcessError RangeResult Reason RequestError SourceError SourceNotFoundError Symbol
+SymbolNotFoundError UnavailableError UnsupportedError connect kvm_close kvm_geterr kvm_getkernelname kvm_getprocs
+kvm_nlist kvm_open kvm_open2 kvm_openfiles kvm_read
+"""
+
+
+def test_the_public_names_are_these():
+    assert set(NAMES.split()) == set(libkvm.__all__)
+    assert len(libkvm.__all__) == len(set(libkvm.__all__))
+
+
+@pytest.mark.parametrize("name", libkvm.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(libkvm, name)
+
+    assert isinstance(value, int) or value.__doc__
+
+
+def test_the_constants_are_netbsds():
+    assert libkvm.KVM_NO_FILES == 0x80000000
+    assert libkvm.POSIX2_LINE_MAX == 2048
+    assert [libkvm.KERN_PROC_ALL, libkvm.KERN_PROC_PID, libkvm.KERN_PROC_PGRP, libkvm.KERN_PROC_SESSION] == [0, 1, 2, 3]
+    assert [libkvm.KERN_PROC_TTY, libkvm.KERN_PROC_UID, libkvm.KERN_PROC_RUID] == [4, 5, 6]
+    assert [libkvm.KERN_PROC_GID, libkvm.KERN_PROC_RGID] == [7, 8]
+
+
+def test_every_exception_of_the_table_is_exported():
+    kinds = {row.kind for row in shared.TABLE.values()}
+
+    assert kinds <= {getattr(libkvm, name) for name in libkvm.__all__}
+
+
+def test_the_call_table_agrees_with_the_service():
+    service = kvm_service_pb2.DESCRIPTOR.services_by_name["KvmService"]
+    table = [value for value in vars(calls).values() if isinstance(value, calls.Call)]
+
+    assert service.full_name == calls.SERVICE
+    assert len(table) == 11
+    for call in table:
+        method = service.methods_by_name[call.name]
+        assert method.input_type == call.request.DESCRIPTOR
+        assert method.output_type == call.answer.DESCRIPTOR
+
+
+@pytest.mark.parametrize(
+    ("cls", "message", "left_out"),
+    [
+        (records.Info, image_pb2.Info, set()),
+        (records.LogRecord, image_pb2.LogRecord, set()),
+        (records.RangeResult, memory_pb2.RangeResult, set()),
+        (records.Symbol, symbol_pb2.Symbol, {"found"}),
+        (records.Process, process_pb2.Process, set()),
+    ],
+)
+def test_records_have_the_fields_of_their_messages(cls, message, left_out):
+    names = {field.metadata.get("wire", field.name).partition(".")[0] for field in dataclasses.fields(cls)}
+
+    assert names == set(message.DESCRIPTOR.fields_by_name) - left_out
+
+
+def test_importing_libkvm_does_not_import_grpc_or_the_daemon():
+    code = "import libkvm, sys; print([m for m in sys.modules if m == 'grpc' or m.startswith(('kvmd.', 'drgn'))])"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "'grpc'" not in loaded
+    assert all(name.startswith(("kvmd.v1", "kvmd.errors")) for name in eval(loaded))
