@@ -54,7 +54,7 @@ class Image(Protocol):
         """Look names up, one answer a name; module symbols included."""
 
     def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:
-        """List processes by ascending pid. The walk is bounded; with ``request.arguments`` each record holds its own."""
+        """List processes by ascending pid, in bounded time; with ``request.arguments`` each holds its own."""
 
     def strings(self, pid: int, kind: process_pb2.StringsKind, limit: int) -> process_pb2.Strings:
         """Read a process's arguments or environment, at most ``limit`` bytes (0 = 2 MiB)."""

@@ -11,7 +11,8 @@ NEXT      cursor, u32                                   ITEM, END or ERROR
 DROP      cursor, u32                                   END
 ========= ============================================= ==================================
 
-READY comes unasked, before all else, with the protections in force. RESULT carries the whole answer of a unary call. ITEM carries a cursor (u32) and one message of a
+READY comes unasked, before all else, with the protections in force. RESULT
+carries the whole answer of a unary call. ITEM carries a cursor (u32) and one message of a
 streaming call; NEXT asks for the one after, DROP gives the rest up. ERROR carries a kvmd.v1.Error.
 """
 

@@ -37,8 +37,9 @@ STRUCTS = {
     "inet_sock": "sk inet_saddr inet_sport",
 }
 BIT_FIELDS = {"task_struct": "sched_reset_on_fork in_execve", "signal_struct": "is_child_subreaper"}
+CONSTANTS = ("PIDTYPE_SID", "MM_ANONPAGES", "NR_MM_COUNTERS", "PG_locked")
 SYMBOLS = """init_task linux_banner jiffies_64 init_top_pgt init_pid_ns modules prb avenrun init_uts_ns runqueues
-schedule do_exit vfs_read tcp_v4_rcv panic sys_call_table __per_cpu_offset nr_cpu_ids saved_command_line""".split()
+schedule do_exit vfs_read tcp_v4_rcv panic sys_call_table __per_cpu_offset nr_cpu_ids saved_command_line"""
 
 
 def member(prog: drgn.Program, struct: str, name: str) -> list[int]:
@@ -62,8 +63,8 @@ def main() -> None:
     document = {
         "members": members,
         "sizes": {struct: drgn.sizeof(prog.type(f"struct {struct}")) for struct in STRUCTS},
-        "symbols": {name: [prog.symbol(name).address, prog.symbol(name).size] for name in SYMBOLS},
-        "constants": {name: prog[name].value_() for name in ("PIDTYPE_SID", "MM_ANONPAGES", "NR_MM_COUNTERS", "PG_locked")},
+        "symbols": {name: [prog.symbol(name).address, prog.symbol(name).size] for name in SYMBOLS.split()},
+        "constants": {name: prog[name].value_() for name in CONSTANTS},
         "tasks": sorted(
             [task.pid.value_(), task.comm.string_().decode(), task.value_()] for task in for_each_task(prog)
         ),
@@ -72,8 +73,7 @@ def main() -> None:
         "mounts": sorted(mount_dst(mount).decode() for mount in for_each_mount(prog)),
         "cpus": list(for_each_online_cpu(prog)),
     }
-    json.dump(document, sys.stdout, indent=0)
-    print()
+    sys.stdout.write(json.dumps(document, indent=0) + "\n")
 
 
 if __name__ == "__main__":
