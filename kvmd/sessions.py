@@ -61,7 +61,7 @@ class Sessions:
         :raises KvmError: whatever kept it from being opened.
         """
         began = time.monotonic()
-        facts = {"core": corefile, "exec": execfile, "flags": flags}
+        facts: dict[str, object] = {"core": corefile, "exec": execfile, "flags": flags}
         with self._failures("open", caller, began, facts), ExitStack() as files:
             wanted = _understood(execfile, corefile, swapfiles, flags)
             choice = self._choice(caller, wanted)
@@ -78,8 +78,8 @@ class Sessions:
             except BaseException:
                 self._pool.release(entry)
                 raise
-        rule = choice[path].rule
-        self._record("open", caller, began, {**facts, "image": image}, "OK", rule=rule, descriptor=tag(descriptor.id))
+        facts |= {"image": image, "rule": choice[path].rule, "worker": entry.worker.pid, "descriptor": tag(descriptor.id)}
+        self._record("open", caller, began, facts, "OK")
         return descriptor
 
     def _choice(self, caller: Connection, wanted: Wanted) -> dict[str, Decision]:

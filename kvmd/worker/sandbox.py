@@ -31,8 +31,6 @@ _PR_SET_DUMPABLE = 4
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CLONE_NEWIPC = 0x08000000
 _CLONE_NEWNET = 0x40000000
 _ROOM = 4 << 30
@@ -53,6 +51,8 @@ class SandboxLimits:
     :ivar parent: if given, the process whose end must be the worker's too; its *thread* that started the worker
         must live as long, for that is what the kernel watches (prctl(2), PR_SET_PDEATHSIG).
     :ivar keep: if given, all other descriptors are closed; standard error is to be named, too.
+
+    Standard error must be a pipe, a socket or a terminal: a worker can't write to a regular file (RLIMIT_FSIZE).
     """
 
     memory: int = 1 << 30
@@ -172,12 +172,11 @@ def _set_limits(limits: SandboxLimits) -> None:
 def _drop_privileges(ids: tuple[int, int] | None) -> list[str]:
     """Become nobody if ids are given, and give up every capability either way."""
     done: list[str] = []
-    syscalls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, name="PR_CAP_AMBIENT")
     # Needs CAP_SETPCAP, which a unit file may withhold; with no_new_privs an empty permitted set stays empty anyway.
     _try(done, "empty bounding set", _empty_bounding_set)
     if ids is not None:
         done.append(_become(*ids))
-    syscalls.capset_empty()
+    syscalls.capset_empty()  # with the permitted and inheritable ones goes the ambient set (capabilities(7))
     if any(syscalls.capabilities()):
         raise OSError(errno.EPERM, "capabilities are left")
     done.append("no capabilities")

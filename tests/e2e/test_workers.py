@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,16 +29,15 @@ def daemon() -> Iterator[Daemon]:
         yield running
 
 
-def busy(daemon: Daemon) -> set[int]:
-    """The workers that have a dump open."""
-    return {pid for pid in workers(daemon.process.pid) if _holds_a_dump(pid)}
+def busy(daemon: Daemon, count: int) -> set[int]:
+    """The workers that were given a dump, by the audit record, and live, once there are so many."""
 
+    def now() -> set[int]:
+        records = [json.loads(line[7:]) for line in list(daemon.log) if line.startswith(b"audit: ")]
+        return {record.get("worker") for record in records} & workers(daemon.process.pid)
 
-def _holds_a_dump(pid: int) -> bool:
-    try:
-        return any("vmcore" in os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
-    except FileNotFoundError:
-        return False
+    eventually(lambda: len(now()) == count, 3)
+    return now()
 
 
 def banner(kernel: libkvm.Kernel) -> bytes:
@@ -47,12 +47,12 @@ def banner(kernel: libkvm.Kernel) -> bytes:
 def test_same_files_share_a_worker_and_others_do_not(daemon: Daemon) -> None:
     with libkvm.connect(daemon.target) as one, libkvm.connect(daemon.target) as two:
         kernels = [client.open(corefile=fixture("qemu/vmcore.kdump").path) for client in (one, two, two)]
-        assert len(busy(daemon)) == 1
+        busy(daemon, 1)
         kernels.append(two.open(corefile=fixture("la57/vmcore.kdump").path))
-        assert len(busy(daemon)) == 2
+        busy(daemon, 2)
         for kernel in kernels:
             kernel.close()
-        eventually(lambda: not busy(daemon), 3)
+        busy(daemon, 0)
 
 
 def test_concurrent_opens_of_one_image_share_a_worker(daemon: Daemon) -> None:
@@ -67,7 +67,7 @@ def test_concurrent_opens_of_one_image_share_a_worker(daemon: Daemon) -> None:
     for thread in threads:
         thread.start()
     eventually(lambda: len(kernels) == 8, 10)
-    assert len(busy(daemon)) == 1
+    busy(daemon, 1)
     barrier.wait()
     for thread in threads:
         thread.join()
@@ -76,7 +76,7 @@ def test_concurrent_opens_of_one_image_share_a_worker(daemon: Daemon) -> None:
 def test_dead_worker_takes_down_its_descriptors_alone(daemon: Daemon) -> None:
     with libkvm.connect(daemon.target) as client:
         doomed = client.open(corefile=fixture("qemu/vmcore.kdump").path)
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         other = client.open(corefile=fixture("la57/vmcore.kdump").path)
         os.kill(worker, signal.SIGKILL)
         for _ in range(2):
@@ -96,7 +96,7 @@ def test_worker_killed_during_a_call(daemon: Daemon) -> None:
     """The call that is under way ends with the reason, not with a hang."""
     with libkvm.connect(daemon.target) as client:
         kernel = client.open(corefile=fixture("qemu/vmcore.kdump").path)
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         os.kill(worker, signal.SIGSTOP)
         timer = threading.Timer(0.3, os.kill, (worker, signal.SIGKILL))
         timer.start()
@@ -109,7 +109,7 @@ def test_worker_killed_during_a_call(daemon: Daemon) -> None:
 def test_hung_worker_is_ended_and_told_from_a_dead_one(daemon: Daemon) -> None:
     with libkvm.connect(daemon.target) as client:
         hung = client.open(corefile=fixture("qemu/vmcore.kdump").path)
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         other = client.open(corefile=fixture("la57/vmcore.kdump").path)
         os.kill(worker, signal.SIGSTOP)
         began = time.monotonic()
@@ -139,7 +139,7 @@ def test_deadline_is_the_clients(daemon: Daemon) -> None:
     """A call gives up when its client's deadline passes; the worker and its other callers are not disturbed."""
     with libkvm.connect(daemon.target) as client:
         kernel = client.open(corefile=fixture("qemu/vmcore.kdump").path)
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         os.kill(worker, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(libkvm.DeadlineError):
@@ -154,7 +154,7 @@ def test_cancelled_stream_stops_the_work(daemon: Daemon) -> None:
     """A client that leaves a stream of a tebibyte lets the worker go idle, and others get their answers."""
     with libkvm.connect(daemon.target) as client:
         kernel = client.open(corefile=fixture("qemu/vmcore.kdump").path)
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         stream = kernel.stream(0, 1 << 40, physical=True)
         next(stream)
         stream.close()
@@ -173,7 +173,7 @@ def test_cancelled_stream_stops_the_work(daemon: Daemon) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="a daemon that is not root's can't give privileges up")
 def test_worker_has_no_privileges(daemon: Daemon) -> None:
     with libkvm.connect(daemon.target) as client, client.open(corefile=fixture("qemu/vmcore.kdump").path):
-        (worker,) = busy(daemon)
+        (worker,) = busy(daemon, 1)
         status = Path(f"/proc/{worker}/status").read_text()
         fields = dict(re.findall(r"^(\w+):[ \t]*(.*?) *$", status, re.MULTILINE))
         assert all(int(uid) >= 100 for uid in fields["Uid"].split())

@@ -51,7 +51,7 @@ def test_nobody_by_certificate_is_root() -> None:
     ("subject", "peer"),
     [
         ("user:nobody", Peer(65534)),
-        ("uid:1000", Peer(1000)),
+        ("uid:41000", Peer(41000)),
         ("group:nogroup", Peer(7, (65534,))),
         ("gid:44", Peer(7, (3, 44))),
         ("gid:45", Peer(7, (3,), None, 45)),
@@ -77,18 +77,18 @@ def test_each_subject(subject: str, peer: Peer) -> None:
     ],
 )
 def test_each_image(glob: str, image: str, matches: bool) -> None:
-    assert policy((["uid:1000"], [glob], ["read"])).decide(Peer(1000), image, "read").allowed is matches
+    assert policy((["uid:41000"], [glob], ["read"])).decide(Peer(41000), image, "read").allowed is matches
 
 
 def test_first_match_names_its_rule() -> None:
     rules = policy(
         (["uid:1"], ["dump:*"], ["info"]),
-        (["uid:1000"], ["dump:/a*"], ["*"]),
-        (["uid:1000"], ["dump:*"], ["info"]),
+        (["uid:41000"], ["dump:/a*"], ["*"]),
+        (["uid:41000"], ["dump:*"], ["info"]),
     )
-    assert rules.decide(Peer(1000), "dump:/ab", "info").rule == "f:1"
-    assert rules.decide(Peer(1000), "dump:/b", "info").rule == "f:2"
-    assert rules.decide(Peer(1000), "dump:/b", "read").rule == "default"
+    assert rules.decide(Peer(41000), "dump:/ab", "info").rule == "f:1"
+    assert rules.decide(Peer(41000), "dump:/b", "info").rule == "f:2"
+    assert rules.decide(Peer(41000), "dump:/b", "read").rule == "default"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 from kvmd.front.listener import bind_unix
 from kvmd.front.lock import InstanceLock
 from kvmd.front.peers import Connection, Peers
+from kvmd.front.pump import Pump
 from kvmd.front.relay import Front
 
 
@@ -146,3 +147,33 @@ def pair() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
     yield make
     for sock in made:
         sock.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until a condition holds that has no event: of descriptors, of a pump."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@pytest.fixture(name="until")
+def _until() -> Callable[[Callable[[], object]], object]:
+    return until
+
+
+def pumps(connection: Connection) -> tuple[Pump, ...]:
+    """Reached through the callback that the link left with its connection."""
+    (link,) = [each.__self__ for each in connection._callbacks if hasattr(each, "__self__")]
+    return link._pumps  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def inward() -> Callable[[Connection], Pump]:
+    """The pump from a connection's client."""
+    return lambda connection: pumps(connection)[0]
+
+
+@pytest.fixture
+def outward() -> Callable[[Connection], Pump]:
+    """The pump to a connection's client."""
+    return lambda connection: pumps(connection)[1]

@@ -24,6 +24,7 @@ def bind(path, mode=0o660, gid=None):
         return bind_unix(path, mode, lock, gid)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs uid 0")
 @pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
 def test_mode_and_group(path, mode):
     before = os.umask(0o027)

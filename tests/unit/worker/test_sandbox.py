@@ -200,6 +200,29 @@ def test_abort_still_ends_the_process_with_its_signal(run):
     assert run(ENTER + "os.abort()") == signal.SIGABRT
 
 
+def test_other_processes_of_the_same_user_cant_look_into_it(run):
+    """PR_GET_DUMPABLE, which the filter would refuse to answer."""
+    assert run("seccomp.install = lambda **k: None\n" + ENTER + "tell(syscalls.prctl(3))", root=False) == 0
+
+
+def test_ambient_capabilities_go(run):
+    """A daemon that is no root, but has capabilities from its unit file, must not hand them to its workers."""
+    if os.getuid():
+        pytest.skip("needs uid 0")
+    status = run(
+        "import struct\nstatus = open('/proc/self/status')\nsyscalls.prctl(8, 1)\nos.setresuid(7, 7, 7)\n"
+        "both = struct.pack('6I', 4, 4, 4, 0, 0, 0)\n"
+        "assert not libc.capset(struct.pack('Ii', 0x20080522, 0), both)\nsyscalls.prctl(47, 2, 2)\n"
+        "def caps():\n"
+        "  lines = os.pread(status.fileno(), 9999, 0).decode().splitlines()\n"
+        "  return [line for line in lines if line.startswith('Cap')]\n"
+        "tell(caps())\n" + ENTER + "tell(caps())"
+    )
+    before, after = ({line.split()[0]: int(line.split()[1], 16) for line in lines} for lines in status)
+    assert before["CapAmb:"] == before["CapEff:"] == 4
+    assert [after[kind] for kind in ("CapInh:", "CapPrm:", "CapEff:", "CapAmb:")] == [0] * 4
+
+
 # --- limits
 
 

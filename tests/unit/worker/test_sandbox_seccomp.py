@@ -201,3 +201,13 @@ def test_both_wants_both():
     for a, b in itertools.product(range(6), range(6)):
         passed = interpret(program, number, ARCHES["aarch64"].audit, (a, b)) == ALLOW
         assert passed is (a in (1, 2) and b in (3, 4))
+
+
+def test_the_filter_holds_for_threads_that_run_already(run):
+    assert run(
+        "answers = []\nready, go = threading.Event(), threading.Event()\n"
+        "def work():\n ready.set(); go.wait()\n try: socket.socket()\n except OSError as e: answers.append(e.errno)\n"
+        "t = threading.Thread(target=work); t.start(); ready.wait()\n"
+        "syscalls.prctl(38, 1); seccomp.install(threads=True, writable=False)\n"
+        "go.set(); t.join(); tell(answers)"
+    ) == [errno.EPERM]
