@@ -63,6 +63,13 @@ class Reason(Enum):
     WORKER_DIED = "WORKER_DIED"
     WORKER_HUNG = "WORKER_HUNG"
     WORKER_MEMORY = "WORKER_MEMORY"
+    WRITE_DEAD = "WRITE_DEAD"
+    WRITE_READ_ONLY = "WRITE_READ_ONLY"
+    NO_FILES = "NO_FILES"
+    LOCKDOWN = "LOCKDOWN"
+    STRICT_DEVMEM = "STRICT_DEVMEM"
+    NO_LIVE_SOURCE = "NO_LIVE_SOURCE"
+    CHANGED = "CHANGED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     DEADLINE = "DEADLINE"
     CANCELLED = "CANCELLED"
@@ -245,6 +252,13 @@ TABLE: dict[Reason, Row] = {
     Reason.WORKER_DIED: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process ended"),
     Reason.WORKER_HUNG: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process did not answer and was killed"),
     Reason.WORKER_MEMORY: Row(UnavailableError, "UNAVAILABLE", E.ENOMEM, None, "the image's worker process ran out of its memory"),
+    Reason.WRITE_DEAD: Row(UnsupportedError, "UNIMPLEMENTED", E.EROFS, "kvm_write not implemented for dead kernels", "a dump can't be written"),
+    Reason.WRITE_READ_ONLY: Row(AccessError, "PERMISSION_DENIED", E.EBADF, "kvm_write: {strerror}", "the descriptor was opened read-only"),
+    Reason.NO_FILES: Row(UnsupportedError, "FAILED_PRECONDITION", E.EINVAL, "kvm_open called with KVM_NO_FILES, can't use {call}", "the call needs kernel memory, and the descriptor was opened with KVM_NO_FILES"),
+    Reason.LOCKDOWN: Row(SourceError, "FAILED_PRECONDITION", E.EPERM, _PATH, "kernel lockdown forbids the running kernel's memory"),
+    Reason.STRICT_DEVMEM: Row(SourceError, "FAILED_PRECONDITION", E.EPERM, _PATH, "CONFIG_STRICT_DEVMEM forbids RAM through /dev/mem; use /proc/kcore (corefile None)"),
+    Reason.NO_LIVE_SOURCE: Row(SourceError, "FAILED_PRECONDITION", E.ENOENT, _PATH, "this kernel or container has no /proc/kcore, or the daemon may not open it"),
+    Reason.CHANGED: Row(UnavailableError, "ABORTED", E.EAGAIN, None, "the running kernel changed its lists faster than they could be read; try again"),
     Reason.SHUTTING_DOWN: Row(UnavailableError, "UNAVAILABLE", E.ESHUTDOWN, None, "the daemon is stopping"),
     Reason.DEADLINE: Row(DeadlineError, "DEADLINE_EXCEEDED", E.ETIMEDOUT, None, "the deadline passed"),
     Reason.CANCELLED: Row(CancelledError, "CANCELLED", E.ECANCELED, None, "the call was cancelled"),

@@ -9,26 +9,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
+from kvmd import live
 from kvmd.access.audit import Audit, tag
 from kvmd.access.policy import Decision, Policy
 from kvmd.errors import AccessError, KvmError, Reason, SourceNotFoundError, error
 from kvmd.front.peers import Connection
 from kvmd.handles.pool import ImageFiles, Pool
+from kvmd.handles.process import RunAs
 from kvmd.handles.table import Descriptor, Table
+from kvmd.images.base import Kind
 from kvmd.opener import OpenedFile, Opener
 from kvmd.tasks import uncancelled
 
 O_RDWR = 2
 KVM_NO_FILES = 0x80000000
+PROCFS = "procfs"
+"""The name of what KVM_NO_FILES opens."""
+_OWN_VIEW = Decision(True, "built-in: the client's own view")
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an open asks for, once its flags have been understood."""
+    """What an open asks for, once its flags have been understood.
 
-    corefile: str
-    execfile: str | None
-    writable: bool
+    :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.
+    """
+
+    kind: Kind
+    name: str
+    execfile: str | None = None
+    writable: bool = False
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -66,45 +76,63 @@ class Sessions:
             wanted = _understood(execfile, corefile, swapfiles, flags)
             choice = self._choice(caller, wanted)
             self._table.room(caller.peer.identity)
-            opened = await uncancelled(asyncio.to_thread(self._files, wanted, choice, files))
-            path = opened.names.core or ""
-            image = f"dump:{path}"
+            image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, choice, files))
             entry = await self._pool.acquire(opened)
             try:
                 if caller.closed:
                     raise error(Reason.CANCELLED, "the client went away")
-                descriptor = self._table.add(caller.peer.identity, caller, image, entry)
+                descriptor = self._table.add(caller.peer.identity, caller, image, opened.kind, opened.writable, entry)
                 caller.on_close(_Gone(self, caller))
             except BaseException:
                 self._pool.release(entry)
                 raise
-        facts |= {"image": image, "rule": choice[path].rule, "worker": entry.worker.pid, "descriptor": tag(descriptor.id)}
+        facts |= {"image": image, "rule": choice[image].rule}
+        facts |= {"worker": entry.worker.pid, "descriptor": tag(descriptor.id)}
         self._record("open", caller, began, facts, "OK")
         return descriptor
 
     def _choice(self, caller: Connection, wanted: Wanted) -> dict[str, Decision]:
-        """The paths that the dump's name may mean and the caller may open; a denial if there is none."""
+        """The images that the name may mean and the caller may open; a denial if there is none."""
+        if wanted.kind is not Kind.DUMP:
+            return {wanted.name: self._allowed(caller, wanted.name, wanted.verbs)}
         choice: dict[str, Decision] = {}
         denial: KvmError | None = None
-        for path in self._opener.dump_candidates(wanted.corefile):
+        for path in self._opener.dump_candidates(wanted.name):
+            image = f"dump:{path}"
             try:
-                choice[path] = self._allowed(caller, f"dump:{path}", wanted.verbs)
+                choice[image] = self._allowed(caller, image, wanted.verbs)
             except AccessError as denied:
                 denial = denial or denied
         if denial is not None and not choice:
             raise denial
         return choice
 
-    def _files(self, wanted: Wanted, choice: Iterable[str], files: ExitStack) -> ImageFiles:
-        """Open what is named. Blocks, as file systems do: runs in a thread."""
-        core = files.enter_context(self._first(wanted.corefile, choice))
-        execfile = None if wanted.execfile is None else files.enter_context(self._opener.open_exec(wanted.execfile))
-        return ImageFiles(core, execfile, (), wanted.writable)
+    def _files(
+        self, wanted: Wanted, caller: Connection, choice: Iterable[str], files: ExitStack
+    ) -> tuple[str, ImageFiles]:
+        """Open what is named. Blocks, as file systems do: runs in a thread.
+
+        :returns: the policy's name of the image, and its files.
+        """
+        named: list[tuple[str, OpenedFile]] = []
+        image, run_as = wanted.name, None
+        if wanted.kind is Kind.DUMP:
+            core = self._first(wanted.name, choice)
+            named.append(("core", files.enter_context(core)))
+            image = f"dump:{core.path}"
+        else:
+            for role, file in live.open_files(wanted.kind, wanted.writable):
+                named.append((role, files.enter_context(file)))
+        if wanted.kind is Kind.PROCFS:
+            run_as = RunAs(caller.peer.uid, caller.peer.gid, caller.peer.groups)
+        if wanted.execfile is not None:
+            named.append(("exec", files.enter_context(self._opener.open_exec(wanted.execfile))))
+        return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as)
 
     def _first(self, name: str, choice: Iterable[str]) -> OpenedFile:
-        for path in choice:
+        for image in choice:
             with suppress(SourceNotFoundError):
-                return self._opener.open_dump(path)
+                return self._opener.open_dump(image.removeprefix("dump:"))
         raise error(Reason.SOURCE_NOT_FOUND, f"{name}: No such file or directory", path=name, errno="ENOENT")
 
     def admit(self, caller: Connection, id: str, verbs: tuple[str, ...]) -> Descriptor:  # noqa: A002
@@ -115,8 +143,15 @@ class Sessions:
         descriptor = self._table.get(id, caller.peer.identity)
         facts = {"image": descriptor.image, "descriptor": tag(id)}
         with self._failures("denied", caller, time.monotonic(), facts):
+            if "write" in verbs:
+                _check_writable(descriptor)
             self._allowed(caller, descriptor.image, verbs)
         return descriptor
+
+    def writes(self, caller: Connection, descriptor: Descriptor, address: int, length: int) -> None:
+        """Put a write on the record before it is done."""
+        facts = {"image": descriptor.image, "descriptor": tag(descriptor.id)}
+        self._audit.record("write", caller.peer, **facts, address=address, length=length)
 
     def close(self, caller: Connection, id: str) -> None:  # noqa: A002
         """Close a descriptor of the caller's."""
@@ -133,12 +168,14 @@ class Sessions:
             self._close(descriptor, caller)
 
     def _allowed(self, caller: Connection, image: str, verbs: tuple[str, ...]) -> Decision:
+        if image == PROCFS:  # a worker with the client's own rights shows what the client could see itself
+            return _OWN_VIEW
         decision = Decision(False, "default")
         for verb in verbs:
             decision = self.policy.decide(caller.peer, image, verb)
             if not decision.allowed:
                 message = f"{image}: the policy does not allow {caller.peer.identity} to {verb} ({decision.rule})"
-                path = image.partition(":")[2]
+                path = image.partition(":")[2] or image
                 raise error(Reason.POLICY_DENIED, message, path=path, image=image, verb=verb, rule=decision.rule)
         return decision
 
@@ -161,12 +198,25 @@ class Sessions:
 
 
 def _understood(execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int) -> Wanted:
-    if flags & KVM_NO_FILES:
-        raise error(Reason.UNSUPPORTED, "KVM_NO_FILES is not served by this version")
+    if flags & KVM_NO_FILES:  # wins over all other checks, as in NetBSD
+        return Wanted(Kind.PROCFS, PROCFS)
     if flags & ~O_RDWR:
         raise error(Reason.BAD_FLAGS, f"flags {flags:#x}: only O_RDONLY and O_RDWR are accepted", flags=f"{flags:#x}")
-    if corefile is None or corefile == "/dev/mem":
-        raise error(Reason.UNSUPPORTED, "the running kernel is not served by this version; name a dump as corefile")
     if swapfiles:
         raise error(Reason.UNSUPPORTED, "swap images are not served by this version; leave swapfile out")
-    return Wanted(corefile, execfile, bool(flags & O_RDWR))
+    writable = bool(flags & O_RDWR)
+    if corefile in (None, "", "/proc/kcore"):
+        return Wanted(Kind.LIVE, "live", execfile, writable)
+    if corefile == "/dev/mem":
+        return Wanted(Kind.MEM, "live:mem", execfile, writable)
+    return Wanted(Kind.DUMP, corefile or "", execfile)  # which is never written, whatever the flags
+
+
+def _check_writable(descriptor: Descriptor) -> None:
+    """Whether an image can be written at all comes before who may: it is no secret."""
+    if descriptor.kind is Kind.DUMP:
+        raise error(Reason.WRITE_DEAD, "a crash dump can't be written", path=descriptor.image)
+    if descriptor.kind is Kind.PROCFS:
+        raise error(Reason.NO_FILES, "a descriptor opened with KVM_NO_FILES has no kernel memory", call="kvm_write")
+    if not descriptor.writable:
+        raise error(Reason.WRITE_READ_ONLY, "the descriptor was opened read-only; open it with O_RDWR")

@@ -19,8 +19,8 @@ def eventually(condition: Callable[[], object], within: float) -> float:
 
 
 def descriptors(pid: int) -> int:
-    """How many files a daemon has open, not counting the one socket of each worker, which come and go."""
-    return len(os.listdir(f"/proc/{pid}/fd")) - len(workers(pid))
+    """How many files a daemon has open, not counting the two of each worker, which come and go."""
+    return len(os.listdir(f"/proc/{pid}/fd")) - 2 * len(workers(pid))
 
 
 def workers(pid: int) -> set[int]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-VERBS = ("info", "symbols", "read", "processes", "arguments", "environment", "log", "write", "upload")
+VERBS = ("info", "symbols", "read", "processes", "arguments", "environment", "files", "log", "write", "upload")
 """What a subject can be allowed; ``*`` stands for all of them. ``info`` is needed to open at all."""
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.handles.process import Worker
+from kvmd.handles.process import RunAs, Worker
+from kvmd.images.base import Kind
 from kvmd.tasks import uncancelled
 from kvmd.worker.protocol import OpenFrame
 
@@ -33,16 +34,15 @@ class OpenedFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """The files of an image as the opener gave them."""
+    """The files of an image as the opener gave them, each with its role (:class:`~kvmd.worker.protocol.OpenFrame`).
 
-    core: OpenedFile | None
-    exec: OpenedFile | None = None
-    swap: tuple[OpenedFile, ...] = ()
+    :ivar run_as: the client whose rights the worker must have, for what it sees depends on them; None: nobody's.
+    """
+
+    kind: Kind
+    files: tuple[tuple[str, OpenedFile], ...]
     writable: bool = False
-
-    def _all(self) -> list[tuple[str, OpenedFile]]:
-        named = [("core", self.core), ("exec", self.exec), *(("swap", file) for file in self.swap)]
-        return [(role, file) for role, file in named if file is not None]
+    run_as: RunAs | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -50,20 +50,19 @@ class ImageFiles:
 
         inodes = [
             (role, file.stat.st_dev, file.stat.st_ino, file.stat.st_size, file.stat.st_mtime_ns, file.stat.st_ctime_ns)
-            for role, file in self._all()
+            for role, file in self.files
         ]
-        return *inodes, self.writable
+        return self.kind, *inodes, self.writable, self.run_as
 
     @property
     def names(self) -> OpenFrame:
         """What the worker is told of them."""
-        paths = {role: file.path for role, file in self._all()}
-        return OpenFrame(paths.get("core"), paths.get("exec"), tuple(file.path for file in self.swap), self.writable)
+        return OpenFrame(self.kind, tuple((role, file.path) for role, file in self.files), self.writable)
 
     @property
     def fds(self) -> list[int]:
         """Their descriptors, in the order of :attr:`names`."""
-        return [file.fd for _, file in self._all()]
+        return [file.fd for _, file in self.files]
 
 
 @dataclass(eq=False, slots=True)
@@ -115,7 +114,9 @@ class Pool:
             self._spare = self._start()
             self._spare.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _take(self) -> Worker:
+    async def _take(self, run_as: RunAs | None) -> Worker:
+        if run_as is not None:
+            return await Worker.start(self._memory, self._timeout, run_as)
         spare, self._spare = self._spare, None
         asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
         if spare is not None:
@@ -128,7 +129,7 @@ class Pool:
         return await self._start()
 
     async def _open(self, files: ImageFiles) -> tuple[Worker, str]:
-        worker = await self._take()
+        worker = await self._take(files.run_as)
         try:
             return worker, await worker.open(files.names, files.fds)
         except BaseException:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from kvmd.errors import KvmError, Reason, error
@@ -19,8 +20,22 @@ log = logging.getLogger(__name__)
 
 Exchange: TypeAlias = "asyncio.Task[tuple[Kind, bytearray]]"
 
+LOG_CHUNK = 4096
 START_SECONDS = 30.0
 """How long a worker may take to import and to give up its privileges."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """A user's rights: user id, group id, supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def encode(self) -> str:
+        """As the worker's argument ``uid:gid:group,group``."""
+        return f"{self.uid}:{self.gid}:{','.join(map(str, self.groups))}"
 
 
 class Worker:
@@ -37,10 +52,11 @@ class Worker:
         self.protections = ""
 
     @classmethod
-    async def start(cls, memory: int, patience: float) -> Worker:
+    async def start(cls, memory: int, patience: float, run_as: RunAs | None = None) -> Worker:
         """Start a process and wait until it has given up its privileges.
 
         :param memory: its limit in bytes.
+        :param run_as: whose rights it has; None: nobody's.
         :param patience: how many seconds one step may take before the process is killed.
         :raises KvmError: WORKER_DIED, WORKER_HUNG.
         """
@@ -49,8 +65,16 @@ class Worker:
             ours.setblocking(False)
             # -P: the current directory may be anybody's.
             arguments = [sys.executable, "-P", "-m", "kvmd.worker", str(theirs.fileno()), str(memory), str(os.getpid())]
+            if run_as is not None:
+                arguments.append(run_as.encode())
+            # Its standard streams are open, so that no dump becomes one of them and is written to by accident.
             process = await asyncio.create_subprocess_exec(
-                *arguments, pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+                *arguments,
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )
         worker = cls(process, ours, patience)
         try:
@@ -71,12 +95,19 @@ class Worker:
         return self._process.pid
 
     async def _watch(self) -> None:
+        await self._relay_log()
         status = await self._process.wait()
         if self.failure is None:
             how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
             message = f"the image's worker process ended by {how}; open the image again"
             self.failure = error(Reason.WORKER_DIED, message)
             log.warning("worker %d ended by %s", self.pid, how)
+
+    async def _relay_log(self) -> None:
+        """Put what the worker says on standard error in the daemon's log, until it ends: in a form that can't forge."""
+        while self._process.stderr is not None and (chunk := await self._process.stderr.read(LOG_CHUNK)):
+            for line in chunk.decode("utf-8", "replace").splitlines():
+                log.warning("worker %d: %s", self.pid, line if line.isprintable() else ascii(line))
 
     def why(self) -> KvmError:
         """Why the worker answers no more, as an error of its own for each call."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.pool import Entry
+from kvmd.images.base import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Descriptor:
     :ivar owner: the identity that opened it, and the only one it exists for.
     :ivar connection: closed with it.
     :ivar image: the policy's name of the image.
+    :ivar kind: what it is.
+    :ivar writable: whether it was opened for writing.
     :ivar entry: the image itself.
     """
 
@@ -25,6 +28,8 @@ class Descriptor:
     owner: str
     connection: Hashable
     image: str
+    kind: Kind
+    writable: bool
     entry: Entry
 
 
@@ -57,10 +62,12 @@ class Table:
                 message = f"{limit} descriptors are open already ({key}); close some"
                 raise error(Reason.DESCRIPTOR_LIMIT, message, limit=limit)
 
-    def add(self, owner: str, connection: Hashable, image: str, entry: Entry) -> Descriptor:
+    def add(  # noqa: PLR0913, PLR0917 - what a descriptor is
+        self, owner: str, connection: Hashable, image: str, kind: Kind, writable: bool, entry: Entry
+    ) -> Descriptor:
         """Enter a descriptor for an opened image."""
         self.room(owner)
-        descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, entry)
+        descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, kind, writable, entry)
         self._open[descriptor.id] = descriptor
         self._owned[owner] = self._owned.get(owner, 0) + 1
         return descriptor

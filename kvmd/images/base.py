@@ -6,11 +6,12 @@ file system, and reads only through the file descriptors it was given. Everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 
 CHUNK = 1 << 20
 """The most bytes of memory in one answer."""
@@ -24,14 +25,39 @@ class File:
     name: str
 
 
+class Kind(StrEnum):
+    """What is opened."""
+
+    DUMP = "dump"
+    """A crash dump: ``core``."""
+    LIVE = "live"
+    """The running kernel: ``core`` is /proc/kcore; with ``extra`` as :attr:`Files.extra` says."""
+    MEM = "mem"
+    """The running kernel through /dev/mem: ``core`` is that; otherwise as LIVE."""
+    PROCFS = "procfs"
+    """KVM_NO_FILES: no kernel memory at all; ``extra["proc"]`` is a directory descriptor of /proc."""
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
-    """kvm_open(3)'s three files; ``core`` None is the running kernel."""
+    """What an image is made of.
+
+    :ivar core: the image itself; None for PROCFS.
+    :ivar exec: the file with symbols or DWARF.
+    :ivar swap: swap areas' images.
+    :ivar writable: whether the running kernel's memory is to be written (by ``extra["mem"]``).
+    :ivar extra: what goes with the running kernel, each absent where the kernel has none or the daemon may not open it:
+        ``kallsyms`` (/proc/kallsyms), ``vmcoreinfo`` (/sys/kernel/vmcoreinfo), ``iomem`` (/proc/iomem),
+        ``btf/vmlinux`` and ``btf/MODULE`` (/sys/kernel/btf/*), ``kcore`` (/proc/kcore beside MEM, for its notes),
+        ``mem`` (/dev/mem open for reading and writing, if ``writable``), ``swaps`` (/proc/swaps).
+    """
 
     core: File | None
     exec: File | None = None
     swap: tuple[File, ...] = ()
     writable: bool = False
+    kind: Kind = Kind.DUMP
+    extra: Mapping[str, File] = field(default_factory=dict)
 
 
 class Image(Protocol):
@@ -43,8 +69,8 @@ class Image(Protocol):
     def kernel_name(self) -> str:
         """The name of the namelist: execfile's, or the source of the symbols."""
 
-    def read(self, address: int, length: int, space: memory_pb2.AddressSpace) -> bytes:
-        """Read exactly ``length`` (at most :data:`CHUNK`) bytes, or raise.
+    def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
+        """Read exactly ``length`` (at most :data:`CHUNK`) bytes, or raise; ``pid`` counts in the user's space only.
 
         The error's metadata hold ``address``, the first byte that can't be read, and ``readable``, how
         many bytes before it can.
@@ -61,3 +87,27 @@ class Image(Protocol):
 
     def log(self) -> Iterator[image_pb2.LogRecord]:
         """Read the printk buffer, oldest record first."""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write kernel virtual memory of the running kernel, all of ``data`` or raise.
+
+        The error's metadata hold ``written``, how many bytes were. A dump raises WRITE_DEAD.
+        """
+
+    def pages(self, start: int) -> Iterator[memory_pb2.Page]:
+        """Walk the kernel's page tables from a virtual address on (0: the kernel's half), in ascending order."""
+
+    def load_average(self) -> list[float]:
+        """The load averages over 1, 5 and 15 minutes."""
+
+    def cpu_times(self) -> list[system_pb2.CpuTimes]:
+        """The time that CPUs spent: the sum, then each online CPU."""
+
+    def cpus(self) -> system_pb2.GetCpusResponse:
+        """The possible CPUs."""
+
+    def swap_areas(self) -> list[system_pb2.SwapArea]:
+        """The swap areas, as /proc/swaps lists them."""
+
+    def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
+        """The open files of a process, or of all (``pid`` 0), by ascending pid and fd."""

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from kvmd.errors import Reason, error
 from kvmd.rpc.validate import MOST_READV_BYTES
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,4 +62,10 @@ CALLS: dict[str, Call] = {
     "GetStrings": Call(process_pb2.GetStringsRequest, _strings),
     "GetInfo": Call(image_pb2.GetInfoRequest, _always("info")),
     "GetLog": Call(image_pb2.GetLogRequest, _always("log"), streams=True),
+    "WalkPages": Call(memory_pb2.WalkPagesRequest, _always("read"), streams=True),
+    "GetLoadAverage": Call(system_pb2.GetLoadAverageRequest, _always("info")),
+    "GetCpuTimes": Call(system_pb2.GetCpuTimesRequest, _always("info")),
+    "GetCpus": Call(system_pb2.GetCpusRequest, _always("info")),
+    "GetSwapInfo": Call(system_pb2.GetSwapInfoRequest, _always("info")),
+    "GetFiles": Call(system_pb2.GetFilesRequest, _always("files"), streams=True),
 }

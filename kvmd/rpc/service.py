@@ -13,7 +13,7 @@ from kvmd.rpc.calls import CALLS, Call
 from kvmd.rpc.interceptor import Context, Handler, caller
 from kvmd.rpc.validate import parse
 from kvmd.sessions import Sessions
-from kvmd.v1 import error_pb2
+from kvmd.v1 import error_pb2, memory_pb2
 from kvmd.v1 import kvm_service_pb2 as pb
 
 NAME = "kvmd.v1.KvmService"
@@ -66,6 +66,13 @@ class KvmService:
         request: Any = parse(call.request, raw)
         return self._sessions.admit(caller.get(), request.descriptor, call.verbs(request))
 
+    async def write(self, raw: bytes, context: Context) -> bytes:
+        """Write memory: on the record first, with what is written where."""
+        request = parse(memory_pb2.WriteRequest, raw)
+        descriptor = self._sessions.admit(caller.get(), request.descriptor, ("write",))
+        self._sessions.writes(caller.get(), descriptor, request.address, len(request.data))
+        return await descriptor.entry.worker.call("Write", raw)
+
     def _unary(self, method: str, call: Call) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def forward(raw: bytes, context: Context) -> bytes:
             return await self._admit(raw, call).entry.worker.call(method, raw)
@@ -85,6 +92,7 @@ class KvmService:
             "Open": grpc.unary_unary_rpc_method_handler(self.open),
             "OpenFiles": grpc.unary_unary_rpc_method_handler(self.open_files),
             "Close": grpc.unary_unary_rpc_method_handler(self.close),
+            "Write": grpc.unary_unary_rpc_method_handler(self.write),
         }
         for name, call in CALLS.items():
             if call.streams:

@@ -8,6 +8,7 @@ from kvmd.v1 import kvm_service_pb2 as kvmd_dot_v1_dot_kvm__service__pb2
 from kvmd.v1 import memory_pb2 as kvmd_dot_v1_dot_memory__pb2
 from kvmd.v1 import process_pb2 as kvmd_dot_v1_dot_process__pb2
 from kvmd.v1 import symbol_pb2 as kvmd_dot_v1_dot_symbol__pb2
+from kvmd.v1 import system_pb2 as kvmd_dot_v1_dot_system__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -93,6 +94,41 @@ class KvmServiceStub:
                 request_serializer=kvmd_dot_v1_dot_image__pb2.GetLogRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_image__pb2.GetLogResponse.FromString,
                 _registered_method=True)
+        self.Write = channel.unary_unary(
+                '/kvmd.v1.KvmService/Write',
+                request_serializer=kvmd_dot_v1_dot_memory__pb2.WriteRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_memory__pb2.WriteResponse.FromString,
+                _registered_method=True)
+        self.WalkPages = channel.unary_stream(
+                '/kvmd.v1.KvmService/WalkPages',
+                request_serializer=kvmd_dot_v1_dot_memory__pb2.WalkPagesRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_memory__pb2.WalkPagesResponse.FromString,
+                _registered_method=True)
+        self.GetLoadAverage = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetLoadAverage',
+                request_serializer=kvmd_dot_v1_dot_system__pb2.GetLoadAverageRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_system__pb2.GetLoadAverageResponse.FromString,
+                _registered_method=True)
+        self.GetCpuTimes = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetCpuTimes',
+                request_serializer=kvmd_dot_v1_dot_system__pb2.GetCpuTimesRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_system__pb2.GetCpuTimesResponse.FromString,
+                _registered_method=True)
+        self.GetCpus = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetCpus',
+                request_serializer=kvmd_dot_v1_dot_system__pb2.GetCpusRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_system__pb2.GetCpusResponse.FromString,
+                _registered_method=True)
+        self.GetSwapInfo = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetSwapInfo',
+                request_serializer=kvmd_dot_v1_dot_system__pb2.GetSwapInfoRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_system__pb2.GetSwapInfoResponse.FromString,
+                _registered_method=True)
+        self.GetFiles = channel.unary_stream(
+                '/kvmd.v1.KvmService/GetFiles',
+                request_serializer=kvmd_dot_v1_dot_system__pb2.GetFilesRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_system__pb2.GetFilesResponse.FromString,
+                _registered_method=True)
 
 
 class KvmServiceServicer:
@@ -177,6 +213,55 @@ class KvmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Write(self, request, context):
+        """Writes memory of the running kernel.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WalkPages(self, request, context):
+        """Walks the kernel's page tables; ends when the client cancels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoadAverage(self, request, context):
+        """Reads the load averages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCpuTimes(self, request, context):
+        """Reads how CPUs spent their time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCpus(self, request, context):
+        """Lists CPUs and where their per-CPU data lie.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSwapInfo(self, request, context):
+        """Lists swap areas.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFiles(self, request, context):
+        """Lists open files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -234,6 +319,41 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     servicer.GetLog,
                     request_deserializer=kvmd_dot_v1_dot_image__pb2.GetLogRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_image__pb2.GetLogResponse.SerializeToString,
+            ),
+            'Write': grpc.unary_unary_rpc_method_handler(
+                    servicer.Write,
+                    request_deserializer=kvmd_dot_v1_dot_memory__pb2.WriteRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_memory__pb2.WriteResponse.SerializeToString,
+            ),
+            'WalkPages': grpc.unary_stream_rpc_method_handler(
+                    servicer.WalkPages,
+                    request_deserializer=kvmd_dot_v1_dot_memory__pb2.WalkPagesRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_memory__pb2.WalkPagesResponse.SerializeToString,
+            ),
+            'GetLoadAverage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoadAverage,
+                    request_deserializer=kvmd_dot_v1_dot_system__pb2.GetLoadAverageRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_system__pb2.GetLoadAverageResponse.SerializeToString,
+            ),
+            'GetCpuTimes': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCpuTimes,
+                    request_deserializer=kvmd_dot_v1_dot_system__pb2.GetCpuTimesRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_system__pb2.GetCpuTimesResponse.SerializeToString,
+            ),
+            'GetCpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCpus,
+                    request_deserializer=kvmd_dot_v1_dot_system__pb2.GetCpusRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_system__pb2.GetCpusResponse.SerializeToString,
+            ),
+            'GetSwapInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSwapInfo,
+                    request_deserializer=kvmd_dot_v1_dot_system__pb2.GetSwapInfoRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_system__pb2.GetSwapInfoResponse.SerializeToString,
+            ),
+            'GetFiles': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetFiles,
+                    request_deserializer=kvmd_dot_v1_dot_system__pb2.GetFilesRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_system__pb2.GetFilesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -533,6 +653,195 @@ class KvmService:
             '/kvmd.v1.KvmService/GetLog',
             kvmd_dot_v1_dot_image__pb2.GetLogRequest.SerializeToString,
             kvmd_dot_v1_dot_image__pb2.GetLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Write(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/Write',
+            kvmd_dot_v1_dot_memory__pb2.WriteRequest.SerializeToString,
+            kvmd_dot_v1_dot_memory__pb2.WriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WalkPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmd.v1.KvmService/WalkPages',
+            kvmd_dot_v1_dot_memory__pb2.WalkPagesRequest.SerializeToString,
+            kvmd_dot_v1_dot_memory__pb2.WalkPagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoadAverage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetLoadAverage',
+            kvmd_dot_v1_dot_system__pb2.GetLoadAverageRequest.SerializeToString,
+            kvmd_dot_v1_dot_system__pb2.GetLoadAverageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCpuTimes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetCpuTimes',
+            kvmd_dot_v1_dot_system__pb2.GetCpuTimesRequest.SerializeToString,
+            kvmd_dot_v1_dot_system__pb2.GetCpuTimesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetCpus',
+            kvmd_dot_v1_dot_system__pb2.GetCpusRequest.SerializeToString,
+            kvmd_dot_v1_dot_system__pb2.GetCpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSwapInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetSwapInfo',
+            kvmd_dot_v1_dot_system__pb2.GetSwapInfoRequest.SerializeToString,
+            kvmd_dot_v1_dot_system__pb2.GetSwapInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetFiles',
+            kvmd_dot_v1_dot_system__pb2.GetFilesRequest.SerializeToString,
+            kvmd_dot_v1_dot_system__pb2.GetFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,21 +14,25 @@ class AddressSpace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ADDRESS_SPACE_UNSPECIFIED: _ClassVar[AddressSpace]
     ADDRESS_SPACE_KERNEL: _ClassVar[AddressSpace]
     ADDRESS_SPACE_PHYSICAL: _ClassVar[AddressSpace]
+    ADDRESS_SPACE_USER: _ClassVar[AddressSpace]
 ADDRESS_SPACE_UNSPECIFIED: AddressSpace
 ADDRESS_SPACE_KERNEL: AddressSpace
 ADDRESS_SPACE_PHYSICAL: AddressSpace
+ADDRESS_SPACE_USER: AddressSpace
 
 class ReadRequest(_message.Message):
-    __slots__ = ("descriptor", "address", "length", "space")
+    __slots__ = ("descriptor", "address", "length", "space", "pid")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     address: int
     length: int
     space: AddressSpace
-    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ...) -> None: ...
+    pid: int
+    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ReadResponse(_message.Message):
     __slots__ = ("data",)
@@ -37,16 +41,18 @@ class ReadResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ReadStreamRequest(_message.Message):
-    __slots__ = ("descriptor", "address", "length", "space")
+    __slots__ = ("descriptor", "address", "length", "space", "pid")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     address: int
     length: int
     space: AddressSpace
-    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ...) -> None: ...
+    pid: int
+    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ReadStreamResponse(_message.Message):
     __slots__ = ("data",)
@@ -55,14 +61,16 @@ class ReadStreamResponse(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class Range(_message.Message):
-    __slots__ = ("address", "length", "space")
+    __slots__ = ("address", "length", "space", "pid")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
     address: int
     length: int
     space: AddressSpace
-    def __init__(self, address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ...) -> None: ...
+    pid: int
+    def __init__(self, address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ReadVRequest(_message.Message):
     __slots__ = ("descriptor", "ranges")
@@ -85,3 +93,51 @@ class ReadVResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[RangeResult]
     def __init__(self, results: _Optional[_Iterable[_Union[RangeResult, _Mapping]]] = ...) -> None: ...
+
+class WriteRequest(_message.Message):
+    __slots__ = ("descriptor", "address", "data")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    address: int
+    data: bytes
+    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WriteResponse(_message.Message):
+    __slots__ = ("written", "error")
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    written: int
+    error: _error_pb2.Error
+    def __init__(self, written: _Optional[int] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class WalkPagesRequest(_message.Message):
+    __slots__ = ("descriptor", "start")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    start: int
+    def __init__(self, descriptor: _Optional[str] = ..., start: _Optional[int] = ...) -> None: ...
+
+class Page(_message.Message):
+    __slots__ = ("virtual_address", "physical_address", "length", "protection", "direct_address", "present")
+    VIRTUAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PHYSICAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PROTECTION_FIELD_NUMBER: _ClassVar[int]
+    DIRECT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    virtual_address: int
+    physical_address: int
+    length: int
+    protection: int
+    direct_address: int
+    present: bool
+    def __init__(self, virtual_address: _Optional[int] = ..., physical_address: _Optional[int] = ..., length: _Optional[int] = ..., protection: _Optional[int] = ..., direct_address: _Optional[int] = ..., present: _Optional[bool] = ...) -> None: ...
+
+class WalkPagesResponse(_message.Message):
+    __slots__ = ("pages",)
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    pages: _containers.RepeatedCompositeFieldContainer[Page]
+    def __init__(self, pages: _Optional[_Iterable[_Union[Page, _Mapping]]] = ...) -> None: ...

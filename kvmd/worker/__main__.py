@@ -19,7 +19,7 @@ def main() -> None:
     fd, memory, parent = map(int, sys.argv[1:])
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers
-    protections = enter(SandboxLimits(memory=memory, parent=parent, keep=(fd, sys.stderr.fileno())))
+    protections = enter(SandboxLimits(memory=memory, parent=parent, keep=(0, 1, 2, fd)))
     Loop(sock, open_image).run(protections)
 
 

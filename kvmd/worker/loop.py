@@ -90,10 +90,12 @@ class Loop:
         return Kind.END, b""
 
     def _open(self, names: OpenFrame, fds: list[int]) -> Answer:
-        queue = iter(fds)
-        core, execfile = (File(next(queue), name) if name is not None else None for name in (names.core, names.exec))
-        swap = tuple(File(next(queue), name) for name in names.swap)
-        self._image = self._open_image(Files(core, execfile, swap, names.writable))
+        opened = [(role, File(fd, name)) for (role, name), fd in zip(names.files, fds, strict=True)]
+        one = dict(opened)
+        core, execfile = one.pop("core", None), one.pop("exec", None)
+        one.pop("swap", None)
+        swap = tuple(file for role, file in opened if role == "swap")
+        self._image = self._open_image(Files(core, execfile, swap, names.writable, names.kind, one))
         return Kind.RESULT, os.fsencode(self._image.kernel_name())
 
     def _call(self, payload: bytes) -> Answer:

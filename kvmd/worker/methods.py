@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK, Image
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 from kvmd.worker.protocol import encode_error
 
 BATCH_BYTES = 512 << 10
@@ -46,7 +46,7 @@ def nlist(image: Image, raw: bytes) -> bytes:
 def read(image: Image, raw: bytes) -> bytes:
     """Read one range."""
     request = memory_pb2.ReadRequest.FromString(raw)
-    data = image.read(request.address, request.length, request.space)
+    data = image.read(request.address, request.length, request.space, request.pid)
     return memory_pb2.ReadResponse(data=data).SerializeToString()
 
 
@@ -61,10 +61,10 @@ def read_stream(image: Image, raw: bytes) -> Iterator[bytes]:
     while done < request.length:
         address, length = request.address + done, min(CHUNK, request.length - done)
         try:
-            data = image.read(address, length, request.space)
+            data = image.read(address, length, request.space, request.pid)
         except KvmError as failure:
             if readable := _readable(failure):
-                data = image.read(address, readable, request.space)
+                data = image.read(address, readable, request.space, request.pid)
                 yield memory_pb2.ReadStreamResponse(data=data).SerializeToString()
             failure.metadata["readable"] = str(done + readable)
             raise
@@ -74,10 +74,10 @@ def read_stream(image: Image, raw: bytes) -> Iterator[bytes]:
 
 def _range(image: Image, item: memory_pb2.Range) -> memory_pb2.RangeResult:
     try:
-        return memory_pb2.RangeResult(data=image.read(item.address, item.length, item.space))
+        return memory_pb2.RangeResult(data=image.read(item.address, item.length, item.space, item.pid))
     except KvmError as failure:
         readable = _readable(failure)
-        data = image.read(item.address, readable, item.space) if readable else b""
+        data = image.read(item.address, readable, item.space, item.pid) if readable else b""
         return memory_pb2.RangeResult(data=data, error=encode_error(failure))
 
 
@@ -115,6 +115,56 @@ def get_log(image: Image, raw: bytes) -> Iterator[bytes]:
         yield image_pb2.GetLogResponse(records=batch).SerializeToString()
 
 
+def write(image: Image, raw: bytes) -> bytes:
+    """Write memory."""
+    request = memory_pb2.WriteRequest.FromString(raw)
+    try:
+        image.write(request.address, request.data)
+    except KvmError as failure:
+        if not (written := int(failure.metadata.get("written", "0"))):
+            raise
+        return memory_pb2.WriteResponse(written=written, error=encode_error(failure)).SerializeToString()
+    return memory_pb2.WriteResponse(written=len(request.data)).SerializeToString()
+
+
+def walk_pages(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Walk the kernel's page tables."""
+    request = memory_pb2.WalkPagesRequest.FromString(raw)
+    for batch in _batches(image.pages(request.start)):
+        yield memory_pb2.WalkPagesResponse(pages=batch).SerializeToString()
+
+
+def get_load_average(image: Image, raw: bytes) -> bytes:
+    """Read the load averages."""
+    system_pb2.GetLoadAverageRequest.FromString(raw)
+    return system_pb2.GetLoadAverageResponse(load_average=image.load_average()).SerializeToString()
+
+
+def get_cpu_times(image: Image, raw: bytes) -> bytes:
+    """Read how CPUs spent their time."""
+    system_pb2.GetCpuTimesRequest.FromString(raw)
+    return system_pb2.GetCpuTimesResponse(times=image.cpu_times()).SerializeToString()
+
+
+def get_cpus(image: Image, raw: bytes) -> bytes:
+    """List CPUs."""
+    system_pb2.GetCpusRequest.FromString(raw)
+    return image.cpus().SerializeToString()
+
+
+def get_swap_info(image: Image, raw: bytes) -> bytes:
+    """List swap areas."""
+    system_pb2.GetSwapInfoRequest.FromString(raw)
+    return system_pb2.GetSwapInfoResponse(areas=image.swap_areas()).SerializeToString()
+
+
+def get_files(image: Image, raw: bytes) -> Iterator[bytes]:
+    """List open files."""
+    request = system_pb2.GetFilesRequest.FromString(raw)
+    for batch in _batches(image.files(request.pid)):
+        yield system_pb2.GetFilesResponse(files=batch).SerializeToString()
+
+
 METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "Nlist": nlist,
     "Read": read,
@@ -124,4 +174,11 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "GetStrings": get_strings,
     "GetInfo": get_info,
     "GetLog": get_log,
+    "Write": write,
+    "WalkPages": walk_pages,
+    "GetLoadAverage": get_load_average,
+    "GetCpuTimes": get_cpu_times,
+    "GetCpus": get_cpus,
+    "GetSwapInfo": get_swap_info,
+    "GetFiles": get_files,
 }

@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from kvmd.errors import KvmError, from_wire
+from kvmd.images.base import Kind as Image
 from kvmd.v1 import error_pb2
 
 HEADER = struct.Struct("<II")
 CURSOR = struct.Struct("<I")
 MAX_PAYLOAD = 64 << 20
 """The longest payload either side accepts."""
-MAX_FILES = 34
-"""The most descriptors of an OPEN frame: core, exec and 32 swap areas."""
+MAX_FILES = 253
+"""The most descriptors of an OPEN frame: SCM_MAX_FD of Linux."""
 
 
 class Kind(IntEnum):
@@ -55,22 +56,26 @@ def frame(kind: Kind, payload: bytes = b"") -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class OpenFrame:
-    """What OPEN says of its descriptors: a name each, in the order core, exec, swap areas."""
+    """What OPEN says of its descriptors.
 
-    core: str | None
-    exec: str | None
-    swap: tuple[str, ...]
-    writable: bool
+    :ivar kind: what is opened.
+    :ivar files: role and name of each descriptor, in their order: ``core``, ``exec``, ``swap`` (any number), or a
+        key of :attr:`kvmd.images.base.Files.extra`.
+    """
+
+    kind: Image
+    files: tuple[tuple[str, str], ...]
+    writable: bool = False
 
     def encode(self) -> bytes:
         """As a payload."""
-        return json.dumps([self.core, self.exec, self.swap, self.writable]).encode()
+        return json.dumps([self.kind, self.files, self.writable]).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> OpenFrame:
         """From a payload."""
-        core, exec_, swap, writable = json.loads(payload)
-        return cls(core, exec_, tuple(swap), writable)
+        kind, files, writable = json.loads(payload)
+        return cls(Image(kind), tuple((role, name) for role, name in files), writable)
 
 
 def encode_error(failure: KvmError) -> error_pb2.Error:

@@ -127,7 +127,8 @@ def _try(done: list[str], name: str, step: Callable[[], None]) -> None:
 def _close_others(keep: tuple[int, ...]) -> None:
     first = 0
     for fd in sorted(set(keep)):
-        os.closerange(first, fd)
+        if fd > first:  # CPython 3.11 takes closerange(0, 0) for all there are
+            os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, max(first, 1 << 20))
 

@@ -54,7 +54,7 @@ class LinuxImage:
         """The execfile's name, else the source of the symbols: ``kallsyms`` or ``vmcoreinfo``."""
         return self._names.exec.name if self._names.exec else self._kernel.symbols_source
 
-    def read(self, address: int, length: int, space: memory_pb2.AddressSpace) -> bytes:
+    def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
         """See :class:`~kvmd.images.base.Image`."""
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
             return self._kernel.memory.physical(address, length)

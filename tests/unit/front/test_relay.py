@@ -41,9 +41,7 @@ async def test_what_the_upstream_said_last_arrives_before_the_end(bed, closed):
     await closed(connection)
 
 
-async def test_what_the_upstream_said_last_arrives_though_it_no_longer_listens(
-    bed, place, closed, until, inward, outward
-):
+async def test_what_the_upstream_said_last_arrives_though_it_no_longer_listens(bed, place, until, inward, outward):
     """The upstream has gone, its answer is still underway to a slow client, and what the client sends now fails."""
     upstream = socket.socket(socket.AF_UNIX)
     bed.private = f"{place}/raw"
@@ -103,7 +101,7 @@ async def test_half_close_of_both_sides_closes(bed, closed):
     _, writer = await bed.client()
     up, down, connection = await bed.upstream()
     writer.write_eof()
-    await up.read(-1)
+    assert await asyncio.wait_for(up.read(-1), 5) == b""
     down.write_eof()
     await closed(connection)
 
@@ -181,7 +179,9 @@ async def test_a_slow_client_is_not_cut(bed):
     got = 0
     loop = asyncio.get_running_loop()
     while got < size:
-        got += len(await loop.sock_recv(reader, 256 << 10))
+        data = await loop.sock_recv(reader, 256 << 10)
+        assert data, "cut"
+        got += len(data)
         await asyncio.sleep(patience / 4)  # the slowness that is tested
     assert time.monotonic() - start > 2 * patience
     assert not connection.closed

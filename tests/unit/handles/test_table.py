@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from kvmd.errors import KvmError, Reason
 from kvmd.handles.table import Descriptor, Table
+from kvmd.images.base import Kind
 
 OWNERS = st.sampled_from(["uid:1", "uid:2", "cert:a"])
 MOST, MOST_PER_OWNER = 12, 5
@@ -35,10 +36,10 @@ class Tables(RuleBasedStateMachine):
         connection = self.connections[owner][which]
         if len(self.model) >= MOST or self.owned(owner) >= MOST_PER_OWNER:
             with pytest.raises(KvmError) as failure:
-                self.table.add(owner, connection, "dump:/a", SimpleNamespace())
+                self.table.add(owner, connection, "dump:/a", Kind.DUMP, False, SimpleNamespace())
             assert failure.value.reason is Reason.DESCRIPTOR_LIMIT
             return "none"
-        descriptor = self.table.add(owner, connection, "dump:/a", SimpleNamespace())
+        descriptor = self.table.add(owner, connection, "dump:/a", Kind.DUMP, False, SimpleNamespace())
         assert len(descriptor.id) >= 22
         assert descriptor.id not in self.model
         self.model[descriptor.id] = owner, connection

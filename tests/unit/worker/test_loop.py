@@ -13,12 +13,14 @@ import pytest
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import Files
+from kvmd.images.base import Kind as ImageKind
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
 from kvmd.worker.loop import MAX_CURSORS, Loop
 from kvmd.worker.methods import METHODS
 from kvmd.worker.protocol import CURSOR, HEADER, Kind, OpenFrame, decode_error, frame
 
 LENGTH = 3 << 20
+FRAME = OpenFrame(ImageKind.LIVE, (("core", "/c"), ("kallsyms", "/k"), ("exec", "/e")), True)
 
 
 class Memory:
@@ -33,7 +35,7 @@ class Memory:
     def info(self) -> image_pb2.Info:
         raise ZeroDivisionError("secret detail")
 
-    def read(self, address: int, length: int, space: int) -> bytes:
+    def read(self, address: int, length: int, space: int, pid: int) -> bytes:
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
             raise MemoryError
         if address + length > LENGTH:
@@ -96,7 +98,7 @@ def daemon() -> Iterator[Daemon]:
     """A loop with an image open."""
     running = Daemon()
     with open("/dev/null", "rb") as core, open("/dev/zero", "rb") as exec_:
-        answer = running.ask(Kind.OPEN, OpenFrame("/c", "/e", (), True).encode(), [core.fileno(), exec_.fileno()])
+        answer = running.ask(Kind.OPEN, FRAME.encode(), [core.fileno(), core.fileno(), exec_.fileno()])
     assert answer == (Kind.RESULT, b"kallsyms")
     yield running
     running.close()
@@ -110,6 +112,8 @@ def reason(answer: tuple[Kind, bytes]) -> Reason:
 def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
     (image,) = daemon.images
     assert (image.files.core.name, image.files.exec.name, image.files.writable) == ("/c", "/e", True)
+    assert {role: file.name for role, file in image.files.extra.items()} == {"kallsyms": "/k"}
+    assert image.files.kind is ImageKind.LIVE
     assert os.readlink(f"/proc/self/fd/{image.files.core.fd}") == "/dev/null"
     assert os.readlink(f"/proc/self/fd/{image.files.exec.fd}") == "/dev/zero"
     assert not os.get_inheritable(image.files.core.fd)
@@ -223,4 +227,4 @@ def test_oversized_frame_ends_the_worker() -> None:
 def test_methods_are_those_of_the_wire() -> None:
     from kvmd.rpc.calls import CALLS
 
-    assert set(METHODS) == set(CALLS)
+    assert set(METHODS) == {"Write", *CALLS}

@@ -202,7 +202,12 @@ def test_abort_still_ends_the_process_with_its_signal(run):
 
 def test_other_processes_of_the_same_user_cant_look_into_it(run):
     """PR_GET_DUMPABLE, which the filter would refuse to answer."""
-    assert run("seccomp.install = lambda **k: None\n" + ENTER + "tell(syscalls.prctl(3))", root=False) == 0
+    assert (
+        run(
+            "seccomp.install = lambda **k: None\nsyscalls.prctl(4, 1)\n" + ENTER + "tell(syscalls.prctl(3))", root=False
+        )
+        == 0
+    )
 
 
 def test_ambient_capabilities_go(run):
