@@ -49,7 +49,8 @@ def no_leak() -> Iterator[None]:
     """No test leaves a descriptor behind, whatever it provoked."""
     before = os.listdir("/proc/self/fd")
     yield
-    assert os.listdir("/proc/self/fd") == before
+    # What other tests left to the garbage collector may go meanwhile; nothing may come.
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ REFUSED = {
     "PR_SET_DUMPABLE": ("raw(157, 4, 1, 0, 0, 0)", "EPERM"),
     "PR_SET_SECCOMP": ("raw(157, 22, 0, 0, 0, 0)", "EPERM"),
     "prlimit of its own": ("raw(302, 0, 7, bytes(16), 0)", "EPERM"),
-    "prlimit of another": ("raw(302, 1, 7, 0, ctypes.create_string_buffer(16))", "EPERM"),
+    "prlimit of another": ("raw(302, os.getppid(), 7, 0, ctypes.create_string_buffer(16))", "EPERM"),
     "setrlimit": ("raw(160, 7, bytes(16))", "EPERM"),
     "setuid": ("raw(105, 0)", "EPERM"),
     "setgroups": ("raw(116, 0, 0)", "EPERM"),

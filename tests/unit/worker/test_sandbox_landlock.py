@@ -49,7 +49,7 @@ def test_files_are_refused(run):
         run(
             PREPARE + NAME + "tell(landlock.restrict())\n"
             "tell([name(open, '/etc/passwd'), name(os.listdir, '/')]\n"
-            " + [name(open, '/tmp/x', 'w'), name(os.mkdir, '/tmp/xx')])"
+            " + [name(open, '/tmp/kvmd-not-here', 'w'), name(os.mkdir, '/tmp/kvmd-not-here')])"
         )[1]
         == ["EACCES"] * 4
     )
