@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -45,3 +45,10 @@ GET_PROCS = Call("GetProcs", process_pb2.GetProcsRequest, process_pb2.GetProcsRe
 GET_STRINGS = Call("GetStrings", process_pb2.GetStringsRequest, process_pb2.GetStringsResponse)
 GET_INFO = Call("GetInfo", image_pb2.GetInfoRequest, image_pb2.GetInfoResponse)
 GET_LOG = Call("GetLog", image_pb2.GetLogRequest, image_pb2.GetLogResponse)
+WRITE = Call("Write", memory_pb2.WriteRequest, memory_pb2.WriteResponse)
+WALK_PAGES = Call("WalkPages", memory_pb2.WalkPagesRequest, memory_pb2.WalkPagesResponse)
+GET_LOAD_AVERAGE = Call("GetLoadAverage", system_pb2.GetLoadAverageRequest, system_pb2.GetLoadAverageResponse)
+GET_CPU_TIMES = Call("GetCpuTimes", system_pb2.GetCpuTimesRequest, system_pb2.GetCpuTimesResponse)
+GET_CPUS = Call("GetCpus", system_pb2.GetCpusRequest, system_pb2.GetCpusResponse)
+GET_SWAP_INFO = Call("GetSwapInfo", system_pb2.GetSwapInfoRequest, system_pb2.GetSwapInfoResponse)
+GET_FILES = Call("GetFiles", system_pb2.GetFilesRequest, system_pb2.GetFilesResponse)

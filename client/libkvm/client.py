@@ -7,7 +7,7 @@ from typing import Self
 
 from libkvm.calls import OPEN
 from libkvm.kernel import Kernel
-from libkvm.names import Name, Swap, open_request
+from libkvm.names import KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
 from libkvm.transports import transport
 
@@ -28,7 +28,8 @@ def connect(target: str | None = None, *, timeout: float = TIMEOUT, long_timeout
 class Client(Unpicklable):
     """A connection to a daemon, which owns the kernels opened over it; see kvmd(8).
 
-    A context manager: leaving it closes the connection and every kernel. Safe to use from several threads.
+    A context manager: leaving it closes the connection and every kernel.
+    Safe to use from several threads.
     """
 
     def __init__(self, session: Session) -> None:
@@ -44,13 +45,14 @@ class Client(Unpicklable):
         """Whether :meth:`close` was called."""
         return self._session.closed
 
-    def open(
+    def open(  # noqa: PLR0913 - all that kvm_open(3) takes, most of it by keyword
         self,
         corefile: Name | None = None,
         execfile: Name | None = None,
         swapfile: Swap = None,
         *,
         write: bool = False,
+        no_files: bool = False,
         timeout: float | None = None,
     ) -> Kernel:
         """Open the running kernel or a crash dump; see kvm_open(3).
@@ -59,7 +61,9 @@ class Client(Unpicklable):
             is sought here first, then in the daemon's dump directories.
         :param execfile: the kernel's file with symbols or DWARF; None: what the image itself holds.
         :param swapfile: the swap areas of a dump: a name, several joined by ``:``, or a sequence of names.
-        :param write: ask for the right to write.
+        :param write: ask for the right to write; a crash dump opens, but is never written.
+        :param no_files: open nothing at all, and see of processes, load, CPU time and swap what /proc would show
+            this user; nothing else then works, and all other arguments are ignored. See KVM_NO_FILES in kvm_open(3).
         :param timeout: seconds to wait; None: the client's ``long_timeout``.
         :raises SourceError: a file can't be opened.
         :raises FormatError: it is not what it should be.
@@ -67,11 +71,16 @@ class Client(Unpicklable):
         :raises UnavailableError: no daemon answers.
         """
         session = self._session
-        flags = _O_RDWR if write else 0
+        flags = KVM_NO_FILES if no_files else _O_RDWR if write else 0
         request = open_request(corefile, execfile, swapfile, flags, local=session.local)
         answer = session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
-        source = request.corefile or "the running kernel"
-        return Kernel(session, answer.descriptor, source, write=write, name=answer.kernel_name)
+        return Kernel(
+            session,
+            answer.descriptor,
+            source_name(request),
+            write=bool(request.flags & _O_RDWR),
+            name=answer.kernel_name,
+        )
 
     def close(self) -> None:
         """Close the connection and every kernel opened over it. Idempotent."""

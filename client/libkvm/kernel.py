@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from libkvm.calls import GET_INFO, GET_LOG, NLIST
+from libkvm.convert import record
 from libkvm.errors import no_such_symbol
 from libkvm.handle import Handle
 from libkvm.memory import Memory
+from libkvm.pages import Pages
 from libkvm.processes import Processes
-from libkvm.records import Info, LogRecord, Symbol, record
+from libkvm.records import Info, LogRecord, Symbol
+from libkvm.system import System
+from libkvm.writing import Writing
 
 _NAMES = 4096  # of one Nlist request,
 _NAME_BYTES = 512  # and the longest of them: kallsyms itself ends at 512
 
 
-class Kernel(Memory, Processes, Handle):
+class Kernel(Memory, Writing, Pages, Processes, System, Handle):
     """The running kernel or a crash dump, opened by :meth:`libkvm.Client.open`.
 
     A context manager; safe to use from several threads, which do not disturb each other.

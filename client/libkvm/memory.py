@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator
-from typing import SupportsIndex
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 
 from kvmd.v1 import memory_pb2
+from libkvm.bounds import address_number, id_number, length_number
 from libkvm.calls import READ, READ_STREAM, READ_V
+from libkvm.convert import record
 from libkvm.errors import KvmError, Reason, error
 from libkvm.handle import Handle
-from libkvm.records import RangeResult, record
+from libkvm.records import RangeResult
 
 Buffer = bytearray | memoryview
 MIB = 1 << 20
@@ -22,25 +23,44 @@ _SLOWEST = MIB  # bytes a second of a stream, before its default deadline passes
 class Memory(Handle):
     """What can be read of an image's memory."""
 
-    def read(self, address: int, length: int, *, physical: bool = False, timeout: float | None = None) -> bytes:
-        """Read kernel memory, all or nothing; see kvm_read(3).
+    def read(
+        self,
+        address: int,
+        length: int,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        """Read memory, all or nothing; see kvm_read(3) and kvm_uread(3).
 
-        :param address: a virtual address of the kernel, or with ``physical`` a physical one.
+        :param address: a virtual address of the kernel, with ``physical`` a physical one, or with ``pid`` one of
+            that process's.
         :param length: how many bytes, of any size; beyond 1 MiB they are streamed.
         :param timeout: seconds to wait; None: the client's, and beyond 1 MiB a second more for each MiB.
         :return: exactly ``length`` bytes.
         :raises FaultError: its ``address`` is the first byte that can't be read, and ``metadata['readable']``
             says how many before it can.
+        :raises ProcessError: there is no such process, or it has no memory of its own.
         """
         if length > MIB:
-            return b"".join(self.stream(address, length, physical=physical, timeout=timeout))
+            return b"".join(self.stream(address, length, physical=physical, pid=pid, timeout=timeout))
+        space, process = _space(physical, pid)
         request = READ.request(
-            descriptor=self._id, address=_address(address), length=_length(length), space=_space(physical)
+            descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
         )
         return _whole(self._session.unary(READ, request, timeout).data, length)
 
-    def readinto(self, address: int, buffer: Buffer, *, physical: bool = False, timeout: float | None = None) -> int:
-        """Fill a writable buffer with kernel memory.
+    def readinto(
+        self,
+        address: int,
+        buffer: Buffer,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Fill a writable buffer with memory; otherwise as :meth:`read`.
 
         :param buffer: a bytearray, or a memoryview of anything contiguous.
         :return: the buffer's size in bytes.
@@ -49,11 +69,11 @@ class Memory(Handle):
         with memoryview(buffer) as whole, whole.cast("B") as view:
             if view.nbytes > MIB:
                 done = 0
-                for chunk in self.stream(address, view.nbytes, physical=physical, timeout=timeout):
+                for chunk in self.stream(address, view.nbytes, physical=physical, pid=pid, timeout=timeout):
                     view[done : done + len(chunk)] = chunk
                     done += len(chunk)
                 return done
-            [result] = self.readv([(address, view.nbytes)], physical=physical, timeout=timeout)
+            [result] = self.readv([(address, view.nbytes)], physical=physical, pid=pid, timeout=timeout)
             if len(result.data) > view.nbytes:
                 raise _unlike(len(result.data), view.nbytes)
             view[: len(result.data)] = result.data
@@ -62,8 +82,14 @@ class Memory(Handle):
             return len(_whole(result.data, view.nbytes))
 
     def stream(
-        self, address: int, length: int, *, physical: bool = False, timeout: float | None = None
-    ) -> Iterator[bytes]:
+        self,
+        address: int,
+        length: int,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> Generator[bytes]:
         """Read a range of any size in chunks of at most 1 MiB.
 
         The call begins with the first chunk asked for; closing the iterator ends it early.
@@ -71,25 +97,32 @@ class Memory(Handle):
         :param timeout: seconds until the last chunk; None: the client's and a second more for each MiB.
         :raises FaultError: as :meth:`read`, after every byte before the fault.
         """
+        space, process = _space(physical, pid)
         request = READ_STREAM.request(
-            descriptor=self._id, address=_address(address), length=_length(length), space=_space(physical)
+            descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
         )
         session = self._session
         deadline = session.timeout + length / _SLOWEST if timeout is None else timeout
         done = 0
         try:
-            for answer in session.stream(READ_STREAM, request, deadline):
-                done += len(answer.data)
-                if done > length:
-                    raise _unlike(done, length)
-                yield answer.data
+            with contextlib.closing(session.stream(READ_STREAM, request, deadline)) as answers:
+                for answer in answers:
+                    done += len(answer.data)
+                    if done > length:
+                        raise _unlike(done, length)
+                    yield answer.data
         except KvmError as fault:
             raise _readable(fault, done) from None
         if done != length:
             raise _unlike(done, length)
 
     def readv(
-        self, ranges: Iterable[tuple[int, int]], *, physical: bool = False, timeout: float | None = None
+        self,
+        ranges: Iterable[tuple[int, int]],
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
     ) -> list[RangeResult]:
         """Read many ranges in few calls; each has its own outcome.
 
@@ -98,7 +131,7 @@ class Memory(Handle):
         :return: a result for each range, in their order.
         """
         results: list[RangeResult] = []
-        for batch in _batches(ranges, _space(physical)):
+        for batch in _batches(ranges, *_space(physical, pid)):
             answer = self._session.unary(READ_V, READ_V.request(descriptor=self._id, ranges=batch), timeout)
             if len(answer.results) != len(batch):
                 raise _unlike(len(answer.results), len(batch))
@@ -106,35 +139,30 @@ class Memory(Handle):
         return results
 
 
-def _batches(ranges: Iterable[tuple[int, int]], space: memory_pb2.AddressSpace) -> Iterator[list[memory_pb2.Range]]:
+def _batches(
+    ranges: Iterable[tuple[int, int]], space: memory_pb2.AddressSpace, pid: int
+) -> Iterator[list[memory_pb2.Range]]:
     batch: list[memory_pb2.Range] = []
     size = 0
     for address, length in ranges:
         if batch and (len(batch) == _RANGES or size + length > _BATCH):
             yield batch
             batch, size = [], 0
-        batch.append(memory_pb2.Range(address=_address(address), length=_length(length, 2**32), space=space))
+        piece = memory_pb2.Range(
+            address=address_number(address), length=length_number(length, 2**32), space=space, pid=pid
+        )
+        batch.append(piece)
         size += length
     if batch:
         yield batch
 
 
-def _space(physical: bool) -> memory_pb2.AddressSpace:
-    return memory_pb2.ADDRESS_SPACE_PHYSICAL if physical else memory_pb2.ADDRESS_SPACE_KERNEL
-
-
-def _address(value: SupportsIndex) -> int:
-    number = operator.index(value)
-    if not 0 <= number < 2**64:
-        raise error(Reason.BAD_ARGUMENT, f"address {number:#x} is not one of 64 bits")
-    return number
-
-
-def _length(value: SupportsIndex, bound: int = 2**64) -> int:
-    number = operator.index(value)
-    if not 0 <= number < bound:
-        raise error(Reason.BAD_ARGUMENT, f"length {number} is not between 0 and {bound}")
-    return number
+def _space(physical: bool, pid: int | None) -> tuple[memory_pb2.AddressSpace, int]:
+    if pid is None:
+        return (memory_pb2.ADDRESS_SPACE_PHYSICAL if physical else memory_pb2.ADDRESS_SPACE_KERNEL), 0
+    if physical:
+        raise TypeError("an address is physical or of a process (pid), not both")
+    return memory_pb2.ADDRESS_SPACE_USER, id_number(pid)
 
 
 def _whole(data: bytes, length: int) -> bytes:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from kvmd.v1.kvm_service_pb2 import OpenRequest
 from libkvm.errors import Reason, error
 
+KVM_NO_FILES = 0x80000000
+"""A flag of kvm_openfiles(3): open no file at all."""
+
 Name = str | os.PathLike[str]
 Swap = Name | Sequence[Name] | None
 
@@ -21,14 +24,26 @@ def open_request(
     :param flags: open(2)'s, or KVM_NO_FILES; only the low 32 bits count, as of a C int.
     :param local: whether the daemon sees this host's files, so that relative names mean something to it.
     :raises RequestError: a name is not valid text.
+
+    With KVM_NO_FILES nothing else counts, as in NetBSD: names are neither looked at nor sent.
     """
+    flags &= 0xFFFFFFFF
+    if flags & KVM_NO_FILES:
+        return OpenRequest(flags=KVM_NO_FILES)
     core = None if corefile is None else _path(corefile, local)
     exe = None if execfile is None else _path(execfile, local)
     swap = [_path(name, local) for name in _split(swapfile)]
     try:
-        return OpenRequest(corefile=core, execfile=exe, swapfiles=swap, flags=flags & 0xFFFFFFFF)
+        return OpenRequest(corefile=core, execfile=exe, swapfiles=swap, flags=flags)
     except UnicodeEncodeError as failure:
         raise error(Reason.BAD_ARGUMENT, f"file name {failure.object!r} is not UTF-8") from None
+
+
+def source_name(request: OpenRequest) -> str:
+    """Answer how a repr and a message call what this request opens."""
+    if request.flags & KVM_NO_FILES:
+        return "no files"
+    return request.corefile or "the running kernel"
 
 
 def _split(swapfile: Swap) -> list[Name]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 from kvmd.v1 import process_pb2
+from libkvm.bounds import id_number
 from libkvm.calls import GET_PROCS, GET_STRINGS
+from libkvm.convert import failure, record, text
 from libkvm.errors import Reason, error
 from libkvm.handle import Handle
-from libkvm.records import Process, failure, record, text
+from libkvm.records import Process
 
 
 class Filter(TypedDict, total=False):
@@ -62,6 +64,19 @@ class Processes(Handle):
         answers = session.stream(GET_PROCS, request, session.long_timeout if timeout is None else timeout)
         return [record(Process, process) for answer in answers for process in answer.processes]
 
+    def threads(self, process: Process | int, *, timeout: float | None = None) -> list[Process]:
+        """List a process's threads, its leader among them, in ascending order of thread id; see kvm_getlwps(3).
+
+        :param process: a process, or its id.
+        :param timeout: seconds to wait; None: the client's ``long_timeout``.
+        :raises ProcessError: there is no such process.
+        """
+        pid = id_number(_pid(process))
+        found = self.processes(threads=True, pid=pid, timeout=timeout)
+        if not found:
+            raise error(Reason.NO_SUCH_PROCESS, f"there is no process {pid}", pid=pid)
+        return found
+
     def argv(self, process: Process | int, *, max_bytes: int = 0, timeout: float | None = None) -> list[str]:
         """Read a process's arguments; see kvm_getargv(3).
 
@@ -80,9 +95,8 @@ class Processes(Handle):
     def _strings(
         self, kind: process_pb2.StringsKind, process: Process | int, max_bytes: int, timeout: float | None
     ) -> list[str]:
-        pid = process.pid if isinstance(process, Process) else process
         request = GET_STRINGS.request(
-            descriptor=self._id, kind=kind, pid=_bounded(pid, -(2**31), 2**31), max_bytes_read=max_bytes
+            descriptor=self._id, kind=kind, pid=id_number(_pid(process)), max_bytes_read=max_bytes
         )
         strings = self._session.unary(GET_STRINGS, request, timeout).strings
         values = [text(value) for value in strings.values]
@@ -91,6 +105,10 @@ class Processes(Handle):
             unread.partial = values
             raise unread
         return values
+
+
+def _pid(process: Process | int) -> int:
+    return process.pid if isinstance(process, Process) else process
 
 
 def _filter(only: Filter) -> tuple[process_pb2.ProcessFilter, int]:
@@ -105,10 +123,4 @@ def _filter(only: Filter) -> tuple[process_pb2.ProcessFilter, int]:
         return (_WIRE[name] if value else process_pb2.PROCESS_FILTER_ALL), 0
     if not isinstance(value, int):
         raise TypeError(f"the filter {name} is an int, not {value!r}")
-    return _WIRE[name], _bounded(value, -(2**63), 2**63)
-
-
-def _bounded(number: int, low: int, high: int) -> int:
-    if not low <= number < high:
-        raise error(Reason.BAD_ARGUMENT, f"{number} is no id of a process, user, group or terminal")
-    return number
+    return _WIRE[name], id_number(value, 64)

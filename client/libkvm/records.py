@@ -1,4 +1,4 @@
-"""What libkvm answers: frozen dataclasses, made from the wire's messages by one function.
+"""What libkvm answers: frozen dataclasses, made from the wire's messages by :mod:`libkvm.convert`.
 
 A field has the name of the message's field unless its ``wire`` metadata say otherwise. Bytes that the
 kernel does not promise to be text decode as UTF-8 with surrogate escapes: ``os.fsencode`` gives them back.
@@ -7,17 +7,8 @@ kernel does not promise to be text decode as UTF-8 with surrogate escapes: ``os.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-
-from kvmd.v1 import error_pb2
-from libkvm.errors import KvmError, from_wire
-
-R = TypeVar("R")
+from libkvm.errors import KvmError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,71 +150,102 @@ class RangeResult:
     error: KvmError | None
 
 
-def record(cls: type[R], message: Message) -> R:
-    """Make a record of a message, field by field."""
-    kinds: tuple[Any, Any] = cls, type(message)
-    getters: tuple[Callable[[Any], object], ...] = _getters(*kinds)
-    return cls(*[getter(message) for getter in getters])
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """A page, or run of equal pages, that the kernel's page tables map.
+
+    :ivar virtual_address: where the kernel sees it.
+    :ivar physical_address: where it is.
+    :ivar length: in bytes: the page size, or that of a huge page.
+    :ivar protection: VM_PROT_READ 1, VM_PROT_WRITE 2 and VM_PROT_EXECUTE 4, or-ed.
+    :ivar direct_address: its address in the kernel's direct mapping of physical memory, or None.
+    :ivar present: whether the image holds its bytes.
+    """
+
+    virtual_address: int
+    physical_address: int
+    length: int
+    protection: int
+    direct_address: int | None
+    present: bool
 
 
-@functools.cache
-def _getters(cls: Any, message: Any) -> tuple[Callable[[Any], object], ...]:
-    return tuple(
-        _getter(message.DESCRIPTOR.fields_by_name, field.metadata.get("wire", field.name), "raw" in field.metadata)
-        for field in dataclasses.fields(cls)
-    )
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cpu:
+    """A CPU that there can be.
+
+    :ivar number: from 0.
+    :ivar online: whether it runs.
+    :ivar offset: what is added, modulo 2**64, to a per-CPU symbol's value to find this CPU's own; None if unknown.
+    :ivar current_task: the address of the struct task_struct that runs on it; None if unknown.
+    """
+
+    number: int
+    online: bool
+    offset: int | None
+    current_task: int | None
 
 
-def _getter(fields: Any, path: str, raw: bool) -> Callable[[Any], object]:
-    name, _, rest = path.partition(".")
-    field: FieldDescriptor = fields[name]
-    get: Callable[[Any], object]
-    if rest:
-        inside: Any = field.message_type
-        inner = _getter(inside.fields_by_name, rest, raw)
+@dataclasses.dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """How a CPU spent its time since boot, in nanoseconds, by the columns of /proc/stat.
 
-        def get(message: Any) -> object:
-            return inner(getattr(message, name))
-    else:
-        convert = _conversion(field, raw)
+    :ivar cpu: its number; -1 for the sum of all.
+    """
 
-        def get(message: Any) -> object:
-            return convert(getattr(message, name))
-
-    if not field.has_presence:
-        return get
-    return lambda message: get(message) if message.HasField(name) else None
-
-
-def _conversion(field: FieldDescriptor, raw: bool) -> Callable[[Any], object]:
-    convert: Callable[[Any], object] = _same
-    if field.type == FieldDescriptor.TYPE_BYTES and not raw:
-        convert = text
-    elif field.enum_type is not None:
-        convert = functools.partial(_word, field.enum_type)
-    elif field.message_type is error_pb2.Error.DESCRIPTOR:
-        convert = failure
-    if field.is_repeated:
-        return lambda values: tuple(map(convert, values))
-    return convert
+    cpu: int
+    user_ns: int
+    nice_ns: int
+    system_ns: int
+    idle_ns: int
+    iowait_ns: int
+    irq_ns: int
+    softirq_ns: int
+    steal_ns: int
+    guest_ns: int
+    guest_nice_ns: int
 
 
-def _same(value: object) -> object:
-    return value
+@dataclasses.dataclass(frozen=True, slots=True)
+class SwapArea:
+    """A swap area.
+
+    :ivar path: of the partition or file, as /proc/swaps names it.
+    :ivar number: the kernel's number of it.
+    :ivar kind: ``partition`` or ``file``.
+    :ivar size_bytes: without the header page.
+    :ivar used_bytes: how much of it is in use.
+    :ivar priority: swapon(8)'s.
+    """
+
+    path: str
+    number: int
+    kind: str
+    size_bytes: int
+    used_bytes: int
+    priority: int
 
 
-def _word(enum: Any, number: int) -> str:
-    """Answer an enum value's own word: ``kallsyms`` for SYMBOL_SOURCE_KALLSYMS."""
-    value = enum.values_by_number.get(number)
-    shared = len(enum.values_by_number[0].name) - len("UNSPECIFIED")
-    return value.name[shared:].lower() if value else str(number)
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file of a process.
 
+    :ivar path: as /proc/PID/fd/N shows it: ``/path``, ``/path (deleted)``, ``socket:[123]``, ``pipe:[7]`` ...
+    :ivar type: ``regular``, ``directory``, ``character``, ``block``, ``fifo``, ``socket``, ``link`` or ``unknown``.
+    :ivar flags: open(2)'s.
+    :ivar position: the file's offset in bytes.
+    :ivar device: the device number of its file system, as makedev(3) packs it.
+    :ivar uid: the owner of the inode.
+    :ivar file_address: the address of its struct file; None where the kernel's memory is not read.
+    """
 
-def text(value: bytes) -> str:
-    """Decode bytes of the kernel's: UTF-8, what is not as surrogate escapes."""
-    return value.decode("utf-8", "surrogateescape")
-
-
-def failure(message: error_pb2.Error) -> KvmError:
-    """Rebuild an error that travelled in band."""
-    return from_wire(message.reason, message.message, message.metadata)
+    pid: int
+    fd: int
+    path: str
+    type: str
+    flags: int
+    position: int
+    inode: int
+    device: int
+    uid: int
+    file_address: int | None

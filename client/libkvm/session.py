@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NoReturn
 
 from libkvm.calls import A, Call, Q
@@ -52,7 +52,7 @@ class Session:
         """Make a call that has one answer."""
         return self._transport.unary(call, request, self.timeout if timeout is None else timeout)
 
-    def stream(self, call: Call[Q, A], request: Q, timeout: float | None = None) -> Iterator[A]:
+    def stream(self, call: Call[Q, A], request: Q, timeout: float | None = None) -> Generator[A]:
         """Make a call that has many answers."""
         return self._transport.stream(call, request, self.timeout if timeout is None else timeout)
 

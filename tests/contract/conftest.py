@@ -1,4 +1,8 @@
-"""One real daemon for all contract tests, which hold for every dump that there is."""
+"""One real daemon for all contract tests, which hold for every dump that there is, over every transport.
+
+With KVMD_TEST_LIVE=1 in the environment, tests of test_freebsd.py that FreeBSD runs on the live kernel run on the
+live kernel, through the daemon of KVMD_TARGET.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,10 @@ import libkvm
 from daemon import running_daemon
 from images import fixture
 from libkvm.compat import connection
+from libkvm.session import Session
+from unit.client import facade
 
+LIVE = os.environ.get("KVMD_TEST_LIVE") == "1"
 NAMES = ["qemu", "la57", "hole", "kdump", "debian-6.1-panic"]
 
 
@@ -73,26 +80,55 @@ def odd(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def target(odd) -> Iterator[str]:
+    if LIVE:
+        yield os.environ["KVMD_TARGET"]
+        return
     folders = {os.path.dirname(load(name).path) for name in NAMES}
     with running_daemon([*folders, odd]) as daemon:
         yield daemon.target
 
 
+CONNECT = {"grpc": libkvm.connect, "aio": facade.connect}
+FACTORIES = {"grpc": connection.transport, "aio": facade.LoopTransport}
+SESSIONS: dict[str, dict[str, Session]] = {"grpc": {}, "aio": {}}
+
+
+def pytest_generate_tests(metafunc) -> None:
+    """Run every test over every transport, but for modules that say otherwise."""
+    if "transport" in metafunc.fixturenames:
+        metafunc.parametrize("transport", getattr(metafunc.module, "TRANSPORTS", CONNECT), indirect=True)
+
+
+@pytest.fixture
+def transport(request, monkeypatch) -> str:
+    """The transport under test, which the C face uses too."""
+    monkeypatch.setattr(connection, "transport", FACTORIES[request.param])
+    monkeypatch.setattr(connection, "_sessions", SESSIONS[request.param])
+    return request.param
+
+
 @pytest.fixture(autouse=True)
-def default_target(target, monkeypatch) -> None:
+def default_target(target, transport, monkeypatch) -> None:
     monkeypatch.setenv("KVMD_TARGET", target)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def c_face_connection(target) -> Iterator[None]:
+def c_face_connections(target) -> Iterator[None]:
     yield
-    for session in connection._sessions.values():
-        session.close()
+    for sessions in SESSIONS.values():
+        for session in sessions.values():
+            session.close()
 
 
 @pytest.fixture
-def client(target) -> Iterator[libkvm.Client]:
-    with libkvm.connect(target) as opened:
+def connect(transport):
+    """Connects over the transport under test."""
+    return CONNECT[transport]
+
+
+@pytest.fixture
+def client(target, connect) -> Iterator[libkvm.Client]:
+    with connect(target) as opened:
         yield opened
 
 
@@ -100,6 +136,21 @@ def client(target) -> Iterator[libkvm.Client]:
 def kernel(client, dump) -> Iterator[libkvm.Kernel]:
     with client.open(dump.path) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def corefile(request) -> str | None:
+    """What a test that FreeBSD runs on the live kernel opens."""
+    return None if LIVE else request.getfixturevalue("one").path
+
+
+@pytest.fixture
+def bare():
+    """A handle that was opened with KVM_NO_FILES."""
+    opened = libkvm.kvm_openfiles(None, None, None, libkvm.KVM_NO_FILES, None)
+    assert opened is not None
+    yield opened
+    libkvm.kvm_close(opened)
 
 
 @pytest.fixture

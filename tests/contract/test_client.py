@@ -72,10 +72,11 @@ def test_links_are_refused(client, odd):
     assert caught.value.reason is Reason.PATH_SYMLINK
 
 
-def test_a_descriptor_ends_with_its_connection(target, one):
-    with libkvm.connect(target) as mine, libkvm.connect(target) as other:
+def test_a_descriptor_ends_with_its_connection(target, connect, one):
+    with connect(target) as mine, connect(target) as other:
         kernel = mine.open(one.path)
-        outlived = libkvm.Kernel(other._session, kernel._id, "outlived", write=False, name="")
+        outlived = other.open(one.path)
+        outlived._id = kernel._id  # not for others to know, but if they did
         mine.close()
         with pytest.raises(libkvm.DescriptorError):
             read_until(time.monotonic() + 10, outlived, one.symbol("jiffies"))
@@ -93,6 +94,10 @@ def test_two_kernels_at_once(client, one):
         assert second.info.release == one.truth["release"]
 
 
-def test_a_dump_is_not_opened_for_writing(client, one):
-    with pytest.raises((libkvm.AccessError, libkvm.UnsupportedError)):
-        client.open(one.path, write=True)
+def test_a_dump_opens_for_writing_but_is_never_written(client, one):
+    with client.open(one.path, write=True) as kernel:
+        for data in (b"", b"x"):
+            with pytest.raises(libkvm.UnsupportedError) as caught:
+                kernel.write(one.symbol("jiffies"), data)
+            assert caught.value.reason is Reason.WRITE_DEAD
+        assert kernel.read(one.symbol("linux_banner"), 5) == b"Linux"

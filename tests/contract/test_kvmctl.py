@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+TRANSPORTS = ["grpc"]
+
 
 def kvmctl(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **env}
@@ -58,6 +60,30 @@ def test_args(dump):
     }
 
 
+def test_what_the_kernel_counts(one):
+    swap = document("swap", "-M", one.path)
+
+    assert [area["path"] for area in swap["areas"]] == ["/dev/vda", "/mnt/swapfile"]
+    assert swap["total"]["size_bytes"] == sum(area["size_bytes"] for area in swap["areas"])
+    assert len(document("loadavg", "-M", one.path)["load_average"]) == 3
+    assert len(document("cpus", "-M", one.path)["cpus"]) == one.truth["cpus_online"]
+    files = document("files", "-M", one.path, "-p", "1")["files"]
+    assert {file["pid"] for file in files} == {1}
+    assert "/dev/console" in kvmctl("files", "-M", one.path).stdout
+
+
+def test_memory_of_a_process(one):
+    each = one.processes[one.named("bed-plain")]
+    words = ("read", "-M", one.path, "--raw", "--pid", str(each["pid"]), hex(each["arg_start"]), "9")
+
+    assert kvmctl(*words).stdout == each["argv"][0][:9]
+
+
+def test_no_files(one):
+    assert os.getpid() in {process["pid"] for process in document("ps", "--no-files")["processes"]}
+    assert kvmctl("nlist", "--no-files", "jiffies").returncode == 1
+
+
 def test_human_output(one):
     ps = kvmctl("ps", "-M", one.path).stdout
     hexdump = kvmctl("read", "-M", one.path, "linux_banner", "14").stdout
@@ -85,6 +111,10 @@ def no_daemon():
 
 def test_a_private_daemon_serves_ones_own_dump(one, no_daemon):
     assert document("info", "-M", one.path, **no_daemon)["release"] == one.truth["release"]
+
+
+def test_a_private_daemon_shows_what_proc_does(no_daemon):
+    assert os.getpid() in {process["pid"] for process in document("ps", "--no-files", **no_daemon)["processes"]}
 
 
 def test_a_private_daemon_opens_what_a_link_points_to(one, no_daemon, tmp_path):

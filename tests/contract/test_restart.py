@@ -9,6 +9,8 @@ from daemon import running_daemon
 from libkvm import kvm_close, kvm_openfiles, kvm_read
 from libkvm.compat import connection
 
+TRANSPORTS = ["grpc"]
+
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):

@@ -16,18 +16,20 @@ from libkvm.session import DEFAULT_TARGET, LONG_TIMEOUT, TIMEOUT
 
 @contextlib.contextmanager
 def opened(options: argparse.Namespace) -> Iterator[Kernel]:
-    """Open the image of ``-M``, ``-N`` and ``-W``, through a private daemon if need be."""
+    """Open the image of ``-M``, ``-N`` and ``-W``, or none at all, through a private daemon if need be."""
     core, exe, swap = options.core, options.exec, [name for name in (options.swap or "").split(":") if name]
     target = options.target or os.environ.get("KVMD_TARGET") or None
     timeout, long_timeout = options.timeout or TIMEOUT, options.timeout or LONG_TIMEOUT
     with contextlib.ExitStack() as stack:
-        if target is None and core is not None and not answers(DEFAULT_TARGET):
+        if target is None and options.no_files and not answers(DEFAULT_TARGET):
+            target = stack.enter_context(private_daemon([]))
+        elif target is None and core is not None and not answers(DEFAULT_TARGET):
             # kvmd opens no symbolic links, which a user may well have in the name of a file of theirs.
             core, *others = (_own(name) for name in (core, *([exe] if exe else []), *swap))
             exe, swap = (others[0], others[1:]) if exe else (None, others)
             target = stack.enter_context(private_daemon([core, *others]))
         client = stack.enter_context(connect(target, timeout=timeout, long_timeout=long_timeout))
-        yield stack.enter_context(client.open(core, exe, swap))
+        yield stack.enter_context(client.open(core, exe, swap, no_files=options.no_files))
 
 
 def _own(name: str) -> str:

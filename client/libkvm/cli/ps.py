@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from libkvm.cli.command import Answer, Command
+from libkvm.cli.rows import aligned
 from libkvm.errors import AccessError
 from libkvm.kernel import Kernel
 from libkvm.printable import printable
@@ -59,9 +60,7 @@ def _lines(found: Sequence[Process]) -> Iterator[str]:
         )
         for process in found
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD) - 1)]
-    for *cells, last in rows:
-        yield " ".join([*(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)), last])
+    return aligned(rows)
 
 
 def _kib(size: int | None) -> str:

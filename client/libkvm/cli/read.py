@@ -16,29 +16,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.add_argument("where", metavar="ADDRESS|SYMBOL[+OFFSET]", help="where to begin")
     parser.add_argument("length", metavar="LENGTH", nargs="?", type=number, help="bytes; default: the symbol's, or 64")
-    parser.add_argument("--physical", action="store_true", help="the address is a physical one")
+    space = parser.add_mutually_exclusive_group()
+    space.add_argument("--physical", action="store_true", help="the address is a physical one")
+    space.add_argument("--pid", type=int, help="the address is one of this process's")
     parser.add_argument("--raw", action="store_true", help="write the bytes as they are")
 
 
 def run(kernel: Kernel, options: argparse.Namespace) -> Answer:
     """Read memory; without --json what is before a fault is shown too."""
-    address, size = _where(kernel, options.where, options.physical)
+    address, size = _where(kernel, options.where, of_kernel=not options.physical and options.pid is None)
     length = options.length if options.length is not None else size or _LENGTH
+    space = {"physical": options.physical, "pid": options.pid}
     if options.json:
-        data = kernel.read(address, length, physical=options.physical, timeout=options.timeout)
+        data = kernel.read(address, length, **space, timeout=options.timeout)
         return Answer({"address": address, "length": length, "data": data}, ())
-    chunks = kernel.stream(address, length, physical=options.physical, timeout=options.timeout)
+    chunks = kernel.stream(address, length, **space, timeout=options.timeout)
     return Answer({}, chunks if options.raw else hexdump(address, chunks))
 
 
-def _where(kernel: Kernel, where: str, physical: bool) -> tuple[int, int]:
+def _where(kernel: Kernel, where: str, *, of_kernel: bool) -> tuple[int, int]:
     """Answer the address that is named, and its symbol's size if known."""
     try:
         return number(where), 0
     except ValueError:
         name, plus, offset = where.partition("+")
-    if physical:
-        raise error(Reason.BAD_ARGUMENT, f"{where} is no physical address: a number, hexadecimal ones with 0x")
+    if not of_kernel:
+        raise error(Reason.BAD_ARGUMENT, f"{where} is no such address: a number, hexadecimal ones with 0x")
     symbol = kernel.symbol(name)
     if not plus:
         return symbol.value, symbol.size

@@ -7,11 +7,15 @@ import errno
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from libkvm.compat.errbuf import cut
 from libkvm.errors import KvmError
 from libkvm.kernel import Kernel
 from libkvm.printable import printable
+
+T = TypeVar("T")
 
 
 class Kvm:
@@ -21,6 +25,7 @@ class Kvm:
     :ivar program: errstr of kvm_open, or None: hard errors then go to the handle as soft ones do.
     :ivar live: whether it is the running kernel's memory.
     :ivar no_files: whether it was opened with KVM_NO_FILES.
+    :ivar cpu_offset: of the CPU that kvm_dpcpu_setcpu(3) selected; None: of none.
     """
 
     def __init__(self, kernel: Kernel, program: str | None, *, live: bool, no_files: bool) -> None:
@@ -28,6 +33,7 @@ class Kvm:
         self.program = program
         self.live = live
         self.no_files = no_files
+        self.cpu_offset: int | None = None
         self._text = b""
         self._lock = threading.Lock()
 
@@ -51,6 +57,18 @@ class Kvm:
         with self._lock:
             self._text = cut(text)
 
+    def invalid(self, call: str) -> None:
+        """Report an argument that makes no sense."""
+        self.hard(f"{call}: {os.strerror(errno.EINVAL)}", errno.EINVAL)
+
+    def asked(self, question: Callable[[Kernel], T]) -> T | None:
+        """Answer a question to the image; None if it fails, which is then reported as a hard error."""
+        try:
+            return question(self.kernel)
+        except KvmError as failure:
+            self.hard(failure.text, failure.errno)
+            return None
+
     def __repr__(self) -> str:
         return repr(self.kernel).replace("libkvm.Kernel", "libkvm.Kvm")
 
@@ -68,6 +86,14 @@ def open_handle(kd: Kvm | None) -> Kvm | None:
         return None
     if kd.kernel.closed:
         kd.soft(os.strerror(errno.EBADF), errno.EBADF)
+        return None
+    return kd
+
+
+def usable(kd: Kvm | None, call: str) -> Kvm | None:
+    """Answer the handle if it can be used for a call that needs kernel memory; else leave the error."""
+    if (kd := open_handle(kd)) is not None and kd.no_files:
+        kd.hard(f"kvm_open called with KVM_NO_FILES, can't use {call}", errno.EINVAL)
         return None
     return kd
 
@@ -97,4 +123,4 @@ def kvm_geterr(kd: Kvm | None) -> str:
 
 def kvm_getkernelname(kd: Kvm | None) -> str:
     """Answer the name of the namelist in use: kvm_getkernelname(3); empty for None and KVM_NO_FILES."""
-    return "" if kd is None else kd.kernel.kernel_name
+    return "" if kd is None or kd.no_files else kd.kernel.kernel_name

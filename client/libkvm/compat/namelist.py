@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from libkvm.compat.kd import Kvm, open_handle
 from libkvm.errors import KvmError
+from libkvm.records import Symbol
+
+_PER_CPU = ("__per_cpu_start", "__per_cpu_end")  # Linux include/asm-generic/vmlinux.lds.h: PERCPU_SECTION
 
 
 @dataclass(slots=True)
@@ -32,6 +36,9 @@ def kvm_nlist(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
     Every entry is zeroed first; a name occurring twice is filled twice. A name that is not found as given is
     tried without one leading underscore, which a.out compilers put there.
 
+    Once :func:`libkvm.kvm_dpcpu_setcpu` has selected a CPU, a per-CPU variable's value is the address of that CPU's
+    own.
+
     :param nl: the entries, ended by one without a name or by the end of the list.
     :return: how many were not found; -1 on failure, with the text ``bad namelist``.
     """
@@ -40,9 +47,14 @@ def kvm_nlist(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
         entry.n_type = entry.n_other = entry.n_desc = entry.n_value = 0
     if (kd := open_handle(kd)) is None:
         return -1
+    if kd.no_files:
+        kd.soft("bad namelist", errno.EINVAL)
+        return -1
     names = [str(entry.n_name) for entry in entries]
+    offset = kd.cpu_offset
     try:
-        symbols = kd.kernel.symbols(itertools.chain(names, (name[1:] for name in names if name.startswith("_"))))
+        shorter = (name[1:] for name in names if name.startswith("_"))
+        symbols = kd.kernel.symbols(itertools.chain(names, shorter, () if offset is None else _PER_CPU))
     except KvmError as failure:
         kd.soft("bad namelist", failure.errno)
         return -1
@@ -51,9 +63,27 @@ def kvm_nlist(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
         symbol = symbols[name] or (symbols[name[1:]] if name.startswith("_") else None)
         if symbol is None:
             missing += 1
-        else:
-            entry.n_type, entry.n_value = symbol.n_type, symbol.value
+            continue
+        entry.n_type, entry.n_value = symbol.n_type, symbol.value
+        if offset is not None and _per_cpu(symbol, symbols):
+            entry.n_value = (symbol.value + offset) % 2**64
     return missing
+
+
+def kvm_nlist2(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
+    """Look names up and fill their entries: FreeBSD's kvm_nlist2(3).
+
+    The same as :func:`kvm_nlist`, whose ``n_value`` has 64 bits already.
+    """
+    return kvm_nlist(kd, nl)
+
+
+def _per_cpu(symbol: Symbol, symbols: Mapping[str, Symbol | None]) -> bool:
+    """Tell whether a symbol of the kernel's own is a per-CPU variable: it lies in their template's range."""
+    start, end = (symbols[name] for name in _PER_CPU)
+    if start is None or end is None or symbol.module:
+        return False
+    return start.value <= symbol.value < end.value
 
 
 def _entries(nl: Sequence[Nlist]) -> Iterator[Nlist]:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from kvmd.v1.kvm_service_pb2 import OpenRequest
 from libkvm.calls import OPEN, OPEN_FILES
 from libkvm.compat.connection import ask, shared
-from libkvm.compat.constants import KVM_NO_FILES
 from libkvm.compat.errbuf import fill
 from libkvm.compat.kd import Kvm, complain
+from libkvm.convert import failure as in_band
 from libkvm.errors import KvmError
 from libkvm.kernel import Kernel
-from libkvm.names import Name, Swap, open_request
-from libkvm.records import failure as in_band
+from libkvm.names import KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.session import Session
 
 _O_ACCMODE = 3
@@ -52,7 +51,7 @@ def kvm_openfiles(
 ) -> Kvm | None:
     """Open the running kernel or a crash dump: kvm_openfiles(3); the parameters are those of :func:`kvm_open`, but
 
-    :param flags: also KVM_NO_FILES.
+    :param flags: also KVM_NO_FILES, which wins over every other flag and name: nothing is opened, or even looked at.
     :param errbuf: an :class:`libkvm.ErrBuf` or bytearray of POSIX2_LINE_MAX bytes; takes the text of a failure.
     :return: a handle, or None on failure.
     """
@@ -86,5 +85,5 @@ def kvm_open2(
 
 def _handle(session: Session, request: OpenRequest, descriptor: str, name: str, program: str | None) -> Kvm:
     write = bool(request.flags & _O_ACCMODE)
-    kernel = Kernel(session, descriptor, request.corefile or "the running kernel", write=write, name=name)
+    kernel = Kernel(session, descriptor, source_name(request), write=write, name=name)
     return Kvm(kernel, program, live=request.corefile in _LIVE, no_files=bool(request.flags & KVM_NO_FILES))

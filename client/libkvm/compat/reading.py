@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from libkvm.compat.kd import Kvm, open_handle
+from libkvm.compat.kd import Kvm, usable
 from libkvm.errors import FaultError, KvmError, Reason
 from libkvm.memory import Buffer
 
@@ -25,10 +25,7 @@ def kvm_read(kd: Kvm | None, addr: int, buf: Buffer, nbytes: int | None = None) 
         if view.readonly:
             raise TypeError("buf is read-only")
         size = view.nbytes if nbytes is None else nbytes
-        if (kd := open_handle(kd)) is None:
-            return -1
-        if kd.no_files:
-            kd.hard("kvm_open called with KVM_NO_FILES, can't use kvm_read", errno.EINVAL)
+        if (kd := usable(kd, "kvm_read")) is None:
             return -1
         if not 0 <= size <= view.nbytes:
             kd.soft(f"kvm_read: {os.strerror(errno.EINVAL)}", errno.EINVAL)
@@ -38,6 +35,14 @@ def kvm_read(kd: Kvm | None, addr: int, buf: Buffer, nbytes: int | None = None) 
                 return kd.kernel.readinto(addr & (2**64 - 1), part)
         except KvmError as failure:
             return _failed(kd, failure)
+
+
+def kvm_read2(kd: Kvm | None, addr: int, buf: Buffer, nbytes: int | None = None) -> int:
+    """Read kernel memory into a writable buffer: FreeBSD's kvm_read2(3).
+
+    The same as :func:`kvm_read`, whose ``addr`` has 64 bits already.
+    """
+    return kvm_read(kd, addr, buf, nbytes)
 
 
 def _failed(kd: Kvm, failure: KvmError) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from libkvm.calls import A, Call, Q
@@ -25,7 +25,7 @@ class Transport(Protocol):
     def unary(self, call: Call[Q, A], request: Q, timeout: float) -> A:
         """Make a call that has one answer; ``timeout`` is in seconds."""
 
-    def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Iterator[A]:
+    def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Generator[A]:
         """Make a call that has many answers; closing the iterator cancels it."""
 
     def close(self) -> None:

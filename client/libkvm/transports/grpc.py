@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import grpc
@@ -12,7 +12,7 @@ from libkvm.calls import A, Call, Q
 from libkvm.errors import KvmError, Reason, error
 from libkvm.transports.status import from_rpc_error
 
-_OPTIONS = [
+OPTIONS = [
     # A descriptor lives as long as its connection: an idle client must keep its own ...
     ("grpc.client_idle_timeout_ms", 2**31 - 1),
     # ... no two Clients may share one ...
@@ -24,7 +24,8 @@ _OPTIONS = [
     ("grpc.max_send_message_length", 20 << 20),
     # A local daemon that restarts is back within a moment; gRPC's own back-off grows to 2 minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # In spite of its name, how long one attempt to connect may take: a busy daemon's handshake needs its time.
+    ("grpc.min_reconnect_backoff_ms", 10_000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
@@ -39,7 +40,7 @@ class GrpcTransport:
         self.target = target
         self._owner = os.getpid()
         self._closed = False
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self._methods: dict[str, Any] = {}
 
     @property
@@ -58,7 +59,7 @@ class GrpcTransport:
             raise self._unusable() from None
         return answer
 
-    def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Iterator[A]:
+    def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Generator[A]:
         """Make a call that has many answers; closing the iterator cancels it."""
         method = self._method(call, self._channel.unary_stream)
         try:

@@ -8,6 +8,7 @@ import pytest
 import libkvm
 from libkvm import kvm_close, kvm_open, kvm_openfiles
 from libkvm.compat import connection
+from unit.client import facade
 from unit.client.fake import Fake, serving
 
 
@@ -27,9 +28,9 @@ def target(fake: Fake, tmp_path, monkeypatch) -> Iterator[str]:
         connection._sessions.clear()
 
 
-@pytest.fixture
-def client(target: str) -> Iterator[libkvm.Client]:
-    with libkvm.connect(target) as opened:
+@pytest.fixture(params=[libkvm.connect, facade.connect], ids=["sync", "aio"])
+def client(request, target: str) -> Iterator[libkvm.Client]:
+    with request.param(target) as opened:
         yield opened
 
 

@@ -9,23 +9,22 @@ from collections.abc import Iterator
 from concurrent import futures
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
-from kvmd.errors import TABLE, KvmError, Reason, error
-from kvmd.v1 import error_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.errors import KvmError, Reason, error
+from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2
 from kvmd.v1.kvm_service_pb2_grpc import KvmServiceServicer, add_KvmServiceServicer_to_server
+from unit.client.fake_system import PER_CPU_SYMBOLS, SystemCalls, abort, wire
 
 MIB = 1 << 20
 BASE = 0xFFFFFFFF81000000
 MEMORY = bytes(range(251)) * (5 * MIB // 251)
 TEXT_TYPE, DATA_TYPE = 5, 7
 SYMBOLS = {"_stext": (BASE, TEXT_TYPE), "jiffies": (BASE + 0x1000, DATA_TYPE), "_under": (BASE + 8, DATA_TYPE)}
-
-
-def wire(failure: KvmError) -> error_pb2.Error:
-    return error_pb2.Error(reason=failure.reason.value, message=failure.message, metadata=failure.metadata)
+SYMBOLS |= PER_CPU_SYMBOLS
+USER = 0x400000
+USER_MEMORY = {1: b"memory of init" * 100, 30: b"memory of 30"}
+NO_FILES = 0x80000000
+NO_FILES_CALLS = {"Close", "GetProcs", "GetStrings", "GetInfo", "GetLoadAverage", "GetCpuTimes", "GetSwapInfo"}
 
 
 def processes() -> list[process_pb2.Process]:
@@ -53,7 +52,7 @@ def processes() -> list[process_pb2.Process]:
 ARGUMENTS = {1: [b"/sbin/init", b"--quiet"], 30: [b"evil\x1b]0;x\x07", b"caf\xc3\xa9", b"\xff\n"]}
 
 
-class Fake(KvmServiceServicer):
+class Fake(SystemCalls, KvmServiceServicer):
     """The image. ``fail`` maps a method to the error of its next call, ``delay`` to seconds before it."""
 
     def __init__(self) -> None:
@@ -61,6 +60,7 @@ class Fake(KvmServiceServicer):
         self.delay: dict[str, float] = {}
         self.seen: list[tuple[str, object]] = []
         self.open: set[str] = set()
+        self.requests: dict[str, kvm_service_pb2.OpenRequest] = {}
         self.memory = MEMORY
         self.fault: KvmError | None = None  # what a read past the end answers
         self.live = False
@@ -74,6 +74,8 @@ class Fake(KvmServiceServicer):
         time.sleep(self.delay.get(name, 0))
         if failure is None and descriptor is not None and descriptor not in self.open:
             failure = error(Reason.NO_SUCH_DESCRIPTOR, "no such descriptor")
+        if failure is None and descriptor and self.requests[descriptor].flags & NO_FILES and name not in NO_FILES_CALLS:
+            failure = error(Reason.NO_FILES, "no files", call=name)
         if failure is not None:
             abort(context, failure)
 
@@ -81,13 +83,13 @@ class Fake(KvmServiceServicer):
         self._enter("Open", request, context)
         if failure := self._refused(request):
             abort(context, failure)
-        return kvm_service_pb2.OpenResponse(descriptor=self._new(), kernel_name="vmlinux-fake")
+        return kvm_service_pb2.OpenResponse(descriptor=self._new(request), kernel_name="vmlinux-fake")
 
     def OpenFiles(self, request, context):  # noqa: N802
         self._enter("OpenFiles", request, context)
         if failure := self._refused(request.open):
             return kvm_service_pb2.OpenFilesResponse(errbuf=failure.text, error=wire(failure))
-        return kvm_service_pb2.OpenFilesResponse(descriptor=self._new(), kernel_name="vmlinux-fake")
+        return kvm_service_pb2.OpenFilesResponse(descriptor=self._new(request.open), kernel_name="vmlinux-fake")
 
     def _refused(self, request: kvm_service_pb2.OpenRequest) -> KvmError | None:
         if request.flags & 1:
@@ -96,10 +98,11 @@ class Fake(KvmServiceServicer):
             return error(Reason.SOURCE_NOT_FOUND, "no file", path=request.corefile)
         return None
 
-    def _new(self) -> str:
+    def _new(self, request: kvm_service_pb2.OpenRequest) -> str:
         with self.lock:
             descriptor = f"secret-{next(self.ids)}"
             self.open.add(descriptor)
+            self.requests[descriptor] = request
         return descriptor
 
     def Close(self, request, context):  # noqa: N802
@@ -112,13 +115,24 @@ class Fake(KvmServiceServicer):
         answer = symbol_pb2.NlistResponse()
         for name in request.names:
             value, kind = SYMBOLS.get(name, (0, 0))
-            source = symbol_pb2.SYMBOL_SOURCE_KALLSYMS if value else 0
-            answer.symbols.add(name=name, found=bool(value), value=value, n_type=kind, source=source)
+            source = symbol_pb2.SYMBOL_SOURCE_KALLSYMS if name in SYMBOLS else 0
+            answer.symbols.add(name=name, found=name in SYMBOLS, value=value, n_type=kind, source=source)
         return answer
 
-    def _get(self, address: int, length: int) -> tuple[bytes, KvmError | None]:
-        start = address - BASE
-        data = self.memory[start : start + length] if start >= 0 else b""
+    def _get(self, wanted) -> tuple[bytes, KvmError | None]:
+        if wanted.space != memory_pb2.ADDRESS_SPACE_USER:
+            return self._bytes(wanted.address, wanted.length)
+        if wanted.pid == 2:
+            return b"", error(Reason.NO_USER_MEMORY, "2 is a kernel thread")
+        if wanted.pid not in USER_MEMORY:
+            return b"", error(Reason.NO_SUCH_PROCESS, f"no process {wanted.pid}")
+        return self._bytes(wanted.address, wanted.length, USER, USER_MEMORY[wanted.pid])
+
+    def _bytes(
+        self, address: int, length: int, base: int = BASE, memory: bytes | None = None
+    ) -> tuple[bytes, KvmError | None]:
+        start, memory = address - base, self.memory if memory is None else memory
+        data = memory[start : start + length] if start >= 0 else b""
         if len(data) == length:
             return data, None
         failure = self.fault or error(Reason.NOT_MAPPED, "not mapped", address=address + len(data))
@@ -127,7 +141,7 @@ class Fake(KvmServiceServicer):
 
     def Read(self, request, context):  # noqa: N802
         self._enter("Read", request, context, request.descriptor)
-        data, failure = self._get(request.address, request.length)
+        data, failure = self._get(request)
         if failure:
             abort(context, failure)
         return memory_pb2.ReadResponse(data=data)
@@ -136,13 +150,13 @@ class Fake(KvmServiceServicer):
         self._enter("ReadV", request, context, request.descriptor)
         answer = memory_pb2.ReadVResponse()
         for wanted in request.ranges:
-            data, failure = self._get(wanted.address, wanted.length)
+            data, failure = self._get(wanted)
             answer.results.add(data=data, error=wire(failure) if failure else None)
         return answer
 
     def ReadStream(self, request, context):  # noqa: N802
         self._enter("ReadStream", request, context, request.descriptor)
-        data, failure = self._get(request.address, request.length)
+        data, failure = self._get(request)
         for start in range(0, len(data), MIB):
             yield memory_pb2.ReadStreamResponse(data=data[start : start + MIB])
         if failure:
@@ -153,11 +167,16 @@ class Fake(KvmServiceServicer):
         for process in processes():
             if request.filter == process_pb2.PROCESS_FILTER_PID and process.pid != request.argument:
                 continue
+            if request.filter == process_pb2.PROCESS_FILTER_KTHREAD and not process.kernel_thread:
+                continue
             if request.filter == process_pb2.PROCESS_FILTER_UID and process.euid != request.argument:
                 continue
             if request.arguments:
                 process.arguments.CopyFrom(self._strings(process.pid))
             yield process_pb2.GetProcsResponse(processes=[process])
+            if request.threads and process.pid == 1:
+                process.pid, process.comm = 9, b"thread"
+                yield process_pb2.GetProcsResponse(processes=[process])
 
     def _strings(self, pid: int) -> process_pb2.Strings:
         strings = process_pb2.Strings(values=ARGUMENTS.get(pid, []))
@@ -188,15 +207,6 @@ class Fake(KvmServiceServicer):
         yield image_pb2.GetLogResponse(
             records=[image_pb2.LogRecord(timestamp_ns=1234567890, sequence=1, text=b"two\nlines\x1b[31m")]
         )
-
-
-def abort(context: grpc.ServicerContext, failure: KvmError) -> None:
-    detail = any_pb2.Any()
-    detail.Pack(error_details_pb2.ErrorInfo(reason=failure.reason.value, domain="kvmd", metadata=failure.metadata))
-    code = getattr(grpc.StatusCode, TABLE[failure.reason].status).value[0]
-    context.abort_with_status(
-        rpc_status.to_status(status_pb2.Status(code=code, message=failure.message, details=[detail]))
-    )
 
 
 @contextlib.contextmanager

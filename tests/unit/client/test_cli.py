@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -306,3 +307,66 @@ class TestPrivate:
         monkeypatch.setattr("libkvm.session.DEFAULT_TARGET", target)
 
         assert cli.main(["info", "-M", "/whatever"]) == 0
+
+
+class TestSystem:
+    def test_swap(self, kvmctl):
+        assert kvmctl("swap") == (
+            0,
+            "     TYPE SIZE USED PRIO NAME\n"
+            "partition    8    4   -2 /dev/vda\n"
+            "     file    1    0    5 /swap\\x1b\\xff\n"
+            "             9    4      total\n",
+            "",
+        )
+        document = json.loads(kvmctl("swap", "--json")[1])
+        assert document["total"] == {"size_bytes": 9216, "used_bytes": 4096}
+        assert document["areas"][0]["path"] == "/dev/vda"
+
+    def test_loadavg(self, kvmctl):
+        assert kvmctl("loadavg")[1] == "0.50 0.25 0.12\n"
+        assert json.loads(kvmctl("loadavg", "--json")[1]) == {"load_average": [0.5, 0.25, 0.125]}
+
+    def test_files(self, kvmctl):
+        status, out, _ = kvmctl("files")
+
+        assert status == 0
+        assert [line.split() for line in out.splitlines()[1:]] == [
+            ["1", "3", "character", "rw", "4", "5", "0", "/dev/null"],
+            ["30", "3", "character", "rw", "4", "5", "0", "socket:[7]"],
+        ]
+        assert len(json.loads(kvmctl("files", "-p", "30", "--json")[1])["files"]) == 1
+
+    def test_cpus(self, kvmctl):
+        lines = kvmctl("cpus")[1].splitlines()
+
+        assert lines[1].split()[:2] == ["all", "1.02"]
+        assert lines[4].split()[:2] == ["3", "-"]
+        assert json.loads(kvmctl("cpus", "--json")[1])["cpus"][2]["online"] is False
+
+
+def test_memory_of_a_process(kvmctl):
+    assert kvmctl("read", "--raw", "--pid", "1", "0x400000", "14") == (0, "memory of init", "")
+    assert kvmctl("read", "--pid", "1", "jiffies")[0] == 1
+    assert usage("read", "--pid", "1", "--physical", "0") == 2
+
+
+def test_no_files(kvmctl, fake):
+    assert kvmctl("loadavg", "--no-files", "-M", "x")[0] == 0
+    assert fake.seen[0][1].flags == 0x80000000
+    assert kvmctl("read", "--no-files", "0x400000")[0] == 1
+
+
+def test_no_files_without_a_daemon_starts_one(kvmctl, target, monkeypatch):
+    given = []
+
+    @contextlib.contextmanager
+    def private_daemon(files):
+        given.append(files)
+        yield target
+
+    monkeypatch.delenv("KVMD_TARGET")
+    monkeypatch.setattr(image, "answers", lambda name: False)
+    monkeypatch.setattr(image, "private_daemon", private_daemon)
+    assert kvmctl("loadavg", "--no-files")[0] == 0
+    assert given == [[]]

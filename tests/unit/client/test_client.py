@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
 import pathlib
 import pickle
+import socket
 import threading
+import time
 import warnings
 
 import pytest
@@ -218,6 +221,7 @@ def test_threads_on_one_kernel_do_not_disturb_each_other(kernel, fake):
     assert not wrong
 
 
+@pytest.mark.parametrize("client", [libkvm.connect], indirect=True)  # no event loop outlives a fork
 def test_a_forked_child_is_told_to_connect_anew(kernel):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -232,3 +236,55 @@ def test_a_forked_child_is_told_to_connect_anew(kernel):
 
     assert os.waitstatus_to_exitcode(status) == 0
     assert kernel.read(BASE, 1) == b"\0"
+
+
+def test_no_files_wins_over_all_that_is_named(client, fake):
+    with client.open("/x" * 5000, "\udcff", ["a"], write=True, no_files=True) as kernel:
+        request = fake.seen[0][1]
+        assert kernel.load_average() == (0.5, 0.25, 0.125)
+        with pytest.raises(libkvm.UnsupportedError) as caught:
+            kernel.read(BASE, 1)
+
+    assert request.flags == libkvm.KVM_NO_FILES
+    assert [field.name for field, _ in request.ListFields()] == ["flags"]
+    assert caught.value.reason is Reason.NO_FILES
+    assert repr(kernel) == "<libkvm.Kernel of no files, read-only, closed>"
+
+
+def listening(path: str) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(path)
+    made.listen()
+    return made
+
+
+def test_a_daemon_that_is_slow_to_answer_is_waited_for(target, tmp_path):
+    """A front that is busy lets half a second pass before it relays anything."""
+    front = listening(str(tmp_path / "front"))
+    ends = []
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def relay() -> None:
+        near, _ = front.accept()
+        time.sleep(0.5)
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(target.removeprefix("unix:"))
+        ends.extend([near, far])
+        back = threading.Thread(target=pump, args=(far, near))
+        back.start()
+        with contextlib.suppress(OSError):
+            pump(near, far)
+        back.join()
+
+    thread = threading.Thread(target=relay)
+    thread.start()
+    with libkvm.connect(f"unix:{tmp_path}/front") as client, client.open() as kernel:
+        assert kernel.read(BASE, 1) == b"\0"
+    thread.join()
+    for end in [front, *ends]:
+        end.close()

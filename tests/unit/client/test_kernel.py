@@ -85,7 +85,7 @@ def test_numbers_out_of_range_are_request_errors(kernel, address, length):
 
 
 def test_a_short_answer_is_never_taken_for_a_whole_one(kernel, fake, monkeypatch):
-    monkeypatch.setattr(fake, "_get", lambda address, length: (b"x", None))
+    monkeypatch.setattr(fake, "_get", lambda wanted: (b"x", None))
 
     with pytest.raises(libkvm.InternalError):
         kernel.read(BASE, 4)
@@ -96,7 +96,7 @@ def test_a_short_answer_is_never_taken_for_a_whole_one(kernel, fake, monkeypatch
 
 
 def test_more_than_was_asked_for_is_refused(kernel, fake, monkeypatch):
-    monkeypatch.setattr(fake, "_get", lambda address, length: (bytes(length + 1), None))
+    monkeypatch.setattr(fake, "_get", lambda wanted: (bytes(wanted.length + 1), None))
     buffer = bytearray(4)
 
     for read in (kernel.read, lambda address, length: kernel.readinto(address, bytearray(length))):

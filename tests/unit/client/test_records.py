@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from kvmd.errors import FaultError, Reason, error
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from libkvm.convert import record
 from libkvm.printable import printable
-from libkvm.records import Info, LogRecord, Process, RangeResult, Symbol, record
+from libkvm.records import Info, LogRecord, Process, RangeResult, Symbol
 from unit.client.fake import wire
 
 
