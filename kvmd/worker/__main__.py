@@ -1,4 +1,6 @@
-"""A worker process: ``python -m kvmd.worker SOCKET MEMORY PARENT``, started by the daemon, never by hand.
+"""A worker process: ``python -m kvmd.worker SOCKET MEMORY PARENT [CLIENT]``, started by the daemon, never by hand.
+
+CLIENT, for KVM_NO_FILES, is whose rights to take (:meth:`kvmd.worker.sandbox.Identity.decode`).
 
 Imports everything it will ever need, gives up every privilege, says READY, then receives its files.
 """
@@ -8,18 +10,22 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+from dataclasses import replace
 
 from kvmd.images.registry import open_image
 from kvmd.worker.loop import Loop
-from kvmd.worker.sandbox import SandboxLimits, enter
+from kvmd.worker.sandbox import Identity, SandboxLimits, enter
 
 
 def main() -> None:
     """Run on an inherited socket, within so many bytes of memory, as long as the parent lives."""
-    fd, memory, parent = map(int, sys.argv[1:])
+    fd, memory, parent = map(int, sys.argv[1:4])
+    limits = SandboxLimits(memory=memory, parent=parent, keep=(0, 1, 2, fd))
+    if len(sys.argv) > 4:
+        limits = replace(limits, identity=Identity.decode(sys.argv[4]), threads=0)
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers
-    protections = enter(SandboxLimits(memory=memory, parent=parent, keep=(0, 1, 2, fd)))
+    protections = enter(limits)
     Loop(sock, open_image).run(protections)
 
 

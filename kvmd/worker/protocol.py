@@ -14,6 +14,9 @@ DROP      cursor, u32                                   END
 READY comes unasked, before all else, with the protections in force. RESULT
 carries the whole answer of a unary call. ITEM carries a cursor (u32) and one message of a
 streaming call; NEXT asks for the one after, DROP gives the rest up. ERROR carries a kvmd.v1.Error.
+
+A worker parses what anybody may have made, so the daemon takes its word for what is in the image and for
+nothing else: answers have bounds (:data:`MOST_ANSWER`), and an error may not speak for the daemon.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
-from kvmd.errors import KvmError, from_wire
+from google.protobuf.message import DecodeError
+
+from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Kind as Image
 from kvmd.v1 import error_pb2
 
@@ -47,6 +52,28 @@ class Kind(IntEnum):
     ITEM = 7
     END = 8
     ERROR = 9
+
+
+MOST_ANSWER = {Kind.READY: 4 << 10, Kind.RESULT: 24 << 20, Kind.ITEM: 8 << 20, Kind.END: 0, Kind.ERROR: 64 << 10}
+"""The longest payload that the daemon accepts of each kind; of others it accepts none."""
+_MOST_WORD = 64
+_MOST_WORDS = 16
+_MOST_TEXT = 1024
+
+_DAEMONS = {
+    Reason.NO_PEER_IDENTITY,
+    Reason.NO_SUCH_DESCRIPTOR,
+    Reason.DESCRIPTOR_LIMIT,
+    Reason.CONNECTION_LIMIT,
+    Reason.CALL_LIMIT,
+    Reason.WORKER_DIED,
+    Reason.WORKER_HUNG,
+    Reason.SHUTTING_DOWN,
+    Reason.DEADLINE,
+    Reason.CANCELLED,
+    Reason.UNREACHABLE,
+}
+"""What only the daemon can know: a worker that says so lies."""
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -84,6 +111,24 @@ def encode_error(failure: KvmError) -> error_pb2.Error:
 
 
 def decode_error(payload: bytes) -> KvmError:
-    """The error of an ERROR frame."""
-    message = error_pb2.Error.FromString(payload)
-    return from_wire(message.reason, message.message, dict(message.metadata))
+    """The error of an ERROR frame, cut to what a client can be told.
+
+    :raises ValueError: it is no error, or one that only the daemon may give.
+    """
+    try:
+        message = error_pb2.Error.FromString(payload)
+    except DecodeError:
+        raise ValueError("an ERROR frame that holds none") from None
+    reason = Reason(message.reason)
+    if reason in _DAEMONS:
+        raise ValueError(f"an error of {reason.value}, which only the daemon gives")
+    words = sorted(message.metadata.items())[:_MOST_WORDS]
+    failure = error(reason, _plain(message.message))
+    failure.metadata.update((_plain(key)[:_MOST_WORD], _plain(value)) for key, value in words)
+    return failure
+
+
+def _plain(text: str) -> str:
+    """The text, short and with its control characters escaped: it will be written to logs and terminals."""
+    text = text[:_MOST_TEXT]
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

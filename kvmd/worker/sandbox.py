@@ -4,6 +4,10 @@ Order matters: what needs privileges comes first, what takes them away next, and
 Each step is independent of the others, so that a kernel or container without one still has the rest; without
 the mandatory ones there is no worker.
 
+A worker that reads /proc for a client (KVM_NO_FILES) takes that client's rights instead of nobody's, and has no
+Landlock: a process in a Landlock domain may look into none outside it, so it would see no environment and no
+open file even of the client's own (docs/adr/0008-kvm-no-files.md).
+
 Sources: prctl(2), capabilities(7), setrlimit(2), credentials(7), namespaces(7), landlock(7), seccomp(2).
 """
 
@@ -21,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmd import syscalls
+from kvmd.images.procfs.rights import READ_ANY, capset
 from kvmd.worker import landlock, seccomp
 
 USERS = ("kvmd-worker", "kvmd")
@@ -28,12 +33,37 @@ NOBODY = 65534
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_KEEPCAPS = 8
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
 _PR_GET_NO_NEW_PRIVS = 39
 _CLONE_NEWIPC = 0x08000000
 _CLONE_NEWNET = 0x40000000
 _ROOM = 4 << 30
+_CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A client's rights, for a worker that reads /proc as that client.
+
+    :ivar environments: whether it may open other users' environments too.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    environments: bool = False
+
+    @classmethod
+    def decode(cls, argument: str) -> Identity:
+        """From the worker's argument ``uid:gid:group,group[:environments]``.
+
+        :raises ValueError: it is none.
+        """
+        uid, gid, groups, *more = argument.split(":")
+        numbers = tuple(int(word) for word in groups.split(",") if word)
+        return cls(int(uid), int(gid), numbers, more == ["environments"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +80,7 @@ class SandboxLimits:
     :ivar gid: the group to become if root; None likewise.
     :ivar parent: if given, the process whose end must be the worker's too; its *thread* that started the worker
         must live as long, for that is what the kernel watches (prctl(2), PR_SET_PDEATHSIG).
+    :ivar identity: if given, whose rights to take instead of ``uid``'s and ``gid``'s, to read /proc with them.
     :ivar keep: if given, all other descriptors are closed; standard error is to be named, too.
 
     Standard error must be a pipe, a socket or a terminal: a worker can't write to a regular file (RLIMIT_FSIZE).
@@ -64,6 +95,7 @@ class SandboxLimits:
     gid: int | None = None
     parent: int | None = None
     keep: tuple[int, ...] | None = None
+    identity: Identity | None = None
 
 
 def worker_ids() -> tuple[int, int]:
@@ -87,13 +119,13 @@ def enter(limits: SandboxLimits) -> list[str]:
     done: list[str] = []
     if limits.keep is not None:
         _close_others(limits.keep)
-    ids = _target(limits) if os.geteuid() == 0 else None
-    if ids is not None:
+    who = _rights(limits)
+    if os.geteuid() == 0:
         _try(done, "network and IPC namespaces", lambda: syscalls.unshare(_CLONE_NEWNET | _CLONE_NEWIPC))
         _try(done, "empty root", _empty_root)
     _set_limits(limits)
     done.append("rlimits")
-    done += _drop_privileges(ids)
+    done += _drop_privileges(who, limits.identity)
     syscalls.prctl(_PR_SET_DUMPABLE, 0, name="PR_SET_DUMPABLE")
     if limits.parent is not None:
         _die_with(limits.parent)
@@ -101,18 +133,39 @@ def enter(limits: SandboxLimits) -> list[str]:
     if syscalls.prctl(_PR_GET_NO_NEW_PRIVS) != 1:
         raise OSError(errno.EPERM, "no_new_privs did not take")
     done.append("no_new_privs")
-    version = landlock.restrict()
-    if version:
-        done.append(f"landlock {version}")
-    seccomp.install(threads=limits.threads > 0, writable=limits.writable)
-    done.append("seccomp")
+    done += _filter(limits)
     return done
 
 
-def _target(limits: SandboxLimits) -> tuple[int, int]:
-    """The ids to become; looked up while there still are files to look them up in."""
-    uid, gid = limits.uid, limits.gid
-    return worker_ids() if uid is None or gid is None else (uid, gid)
+def _filter(limits: SandboxLimits) -> list[str]:
+    """Landlock, but for a worker that reads /proc, and seccomp."""
+    threads, done = limits.threads > 0, list[str]()
+    if limits.identity is not None:
+        view = seccomp.View.ANY if limits.identity.environments else seccomp.View.OWN
+        seccomp.install(threads=threads, writable=limits.writable, view=view)
+        return ["seccomp"]
+    version = landlock.restrict()
+    if version:
+        done.append(f"landlock {version}")
+    seccomp.install(threads=threads, writable=limits.writable)
+    return [*done, "seccomp"]
+
+
+def _rights(limits: SandboxLimits) -> Identity | None:
+    """Whose rights to take, None to keep one's own; looked up while there still are files to look them up in."""
+    if limits.identity is None:
+        if os.geteuid():
+            return None
+        uid, gid = worker_ids() if limits.uid is None or limits.gid is None else (limits.uid, limits.gid)
+        if uid == 0 or gid == 0:
+            raise OSError(errno.EINVAL, "a worker can't be root")
+        return Identity(uid, gid)
+    if syscalls.capabilities()[0] & _CAN_BECOME == _CAN_BECOME:
+        return limits.identity
+    # A daemon that isn't root serves its own user, whose rights it has, and root, who may become that user.
+    if limits.identity.uid not in (0, os.geteuid()):
+        raise OSError(errno.EPERM, f"can't take the rights of uid {limits.identity.uid}")
+    return None
 
 
 def _try(done: list[str], name: str, step: Callable[[], None]) -> None:
@@ -170,17 +223,29 @@ def _set_limits(limits: SandboxLimits) -> None:
         resource.setrlimit(which, (bound, bound))
 
 
-def _drop_privileges(ids: tuple[int, int] | None) -> list[str]:
-    """Become nobody if ids are given, and give up every capability either way."""
+def _kept(client: Identity | None) -> tuple[int, int]:
+    """The capabilities to keep, in effect and permitted: those that a client's view takes, if we have them."""
+    if client is None or not client.environments:
+        return 0, 0
+    permitted = syscalls.capabilities()[1] & READ_ANY
+    return (permitted if client.uid == 0 else 0), permitted
+
+
+def _drop_privileges(who: Identity | None, client: Identity | None) -> list[str]:
+    """Take somebody's rights if given, and give up every capability but those that a client's view takes."""
     done: list[str] = []
+    effective, permitted = _kept(client)
     # Needs CAP_SETPCAP, which a unit file may withhold; with no_new_privs an empty permitted set stays empty anyway.
     _try(done, "empty bounding set", _empty_bounding_set)
-    if ids is not None:
-        done.append(_become(*ids))
-    syscalls.capset_empty()  # with the permitted and inheritable ones goes the ambient set (capabilities(7))
-    if any(syscalls.capabilities()):
+    if who is not None:
+        done.append(_become(who, keep_capabilities=permitted != 0))
+    if permitted:
+        capset(effective, permitted)
+    else:
+        syscalls.capset_empty()  # with the permitted and inheritable ones goes the ambient set (capabilities(7))
+    if syscalls.capabilities() != (effective, permitted, 0):
         raise OSError(errno.EPERM, "capabilities are left")
-    done.append("no capabilities")
+    done.append("capabilities to read any environment" if permitted else "no capabilities")
     return done
 
 
@@ -194,15 +259,16 @@ def _empty_bounding_set() -> None:
             return  # past the kernel's last
 
 
-def _become(uid: int, gid: int) -> str:
-    if uid == 0 or gid == 0:
-        raise OSError(errno.EINVAL, "a worker can't be root")
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+def _become(who: Identity, *, keep_capabilities: bool) -> str:
+    if keep_capabilities:
+        syscalls.prctl(_PR_SET_KEEPCAPS, 1, name="PR_SET_KEEPCAPS")
+    os.setgroups(who.groups)
+    os.setresgid(who.gid, who.gid, who.gid)
+    os.setresuid(who.uid, who.uid, who.uid)
+    changed = os.getresuid() == (who.uid,) * 3 and os.getresgid() == (who.gid,) * 3
+    if not changed or sorted(os.getgroups()) != sorted(who.groups):
         raise OSError(errno.EPERM, "the uid did not change")
-    return f"uid {uid}"
+    return f"uid {who.uid}"
 
 
 def _die_with(parent: int) -> None:

@@ -2,13 +2,14 @@
 
 Found with strace(1) on CPython 3.11 with drgn 0.3 and libkdumpfile reading dumps and DWARF, and from the
 manual pages for what other versions of libc use. Nothing here opens a file, makes a socket, starts a program,
-or reaches another process.
+or reaches another process; but for a worker that reads /proc, which may open files, to read them only.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from enum import Enum
 
 from kvmd.worker import bpf
 
@@ -94,6 +95,22 @@ _WRITES: dict[str, tuple[int | None, int | None]] = {
     "pwritev2": (328, 287),
 }
 
+# What reading /proc takes besides opening files.
+_PROCFS: dict[str, tuple[int | None, int | None]] = {
+    "getdents64": (217, 61),
+    "newfstatat": (262, 79),
+    "readlinkat": (267, 78),
+    "statx": (332, 291),
+}
+
+_CAPABILITIES: dict[str, tuple[int | None, int | None]] = {
+    "capget": (125, 90),
+    "capset": (126, 91),
+}
+
+_OPENAT = (257, 56)
+_O_NOFOLLOW = (0o400000, 0o100000)
+_O_WRITES = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, __O_TMPFILE
 _PROT_EXEC = 4
 _MAP_SHARED_ANONYMOUS = 0x21
 _MAP_GROWSDOWN = 0x100
@@ -103,6 +120,17 @@ _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1034)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GET_SEALS
 _IOCTL = (0x5421, 0x5450, 0x5451)  # FIONBIO, FIONCLEX, FIOCLEX
 _PRCTL = (15, 16)  # PR_SET_NAME, PR_GET_NAME
+
+
+class View(Enum):
+    """Which files a worker may open itself, always for reading and never through a link as the last part."""
+
+    NONE = "none"
+    OWN = "own"
+    """Those that its user may."""
+    ANY = "any"
+    """The same, and capabilities that it is permitted may be put into effect."""
+
 
 Numbers = tuple[int | None, int | None]
 
@@ -132,25 +160,39 @@ def _conditional(pid: int, *, threads: bool) -> dict[Numbers, bpf.Rule]:
     }
 
 
-def build(arch: bpf.Architecture, pid: int, *, threads: bool = True, writable: bool = False) -> bytes:
+def build(
+    arch: bpf.Architecture,
+    pid: int,
+    *,
+    threads: bool = True,
+    writable: bool = False,
+    view: View = View.NONE,
+) -> bytes:
     """Build the worker's filter.
 
     :param arch: the processor's.
     :param pid: the worker's own process id, which alone it may signal.
     :param threads: whether it may start threads (drgn reads DWARF with OpenMP).
     :param writable: whether it may write to a file descriptor at an offset.
+    :param view: what it may open.
     """
     plain = _CALLS | _WRITES if writable else _CALLS
     rules = {numbers[arch.column]: bpf.allow() for numbers in plain.values()}
     rules |= {numbers[arch.column]: rule for numbers, rule in _conditional(pid, threads=threads).items()}
+    if view is not View.NONE:
+        rules |= {numbers[arch.column]: bpf.allow() for numbers in _PROCFS.values()}
+        reading = bpf.both(bpf.without(2, _O_WRITES), bpf.having(2, _O_NOFOLLOW[arch.column]))
+        rules[_OPENAT[arch.column]] = reading
+    if view is View.ANY:
+        rules |= {numbers[arch.column]: bpf.allow() for numbers in _CAPABILITIES.values()}
     known = {number: rule for number, rule in rules.items() if number is not None}
     return bpf.assemble(arch, known, otherwise=bpf.fail())
 
 
-def install(*, threads: bool, writable: bool) -> None:
+def install(*, threads: bool, writable: bool, view: View = View.NONE) -> None:
     """Filter this process's system calls from now on.
 
     :raises OSError: ENOSYS on an unknown architecture; else as :func:`kvmd.worker.bpf.install`.
     """
     arch = bpf.architecture()
-    bpf.install(arch, build(arch, os.getpid(), threads=threads, writable=writable))
+    bpf.install(arch, build(arch, os.getpid(), threads=threads, writable=writable, view=view))
