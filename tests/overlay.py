@@ -1,0 +1,42 @@
+"""A kernel some of whose memory a test has overwritten."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from kvmd.errors import KvmError
+from kvmd.images.linux.kernel import Kernel
+
+
+class Overlay:
+    """The kernel of a dump with other bytes at some addresses, which need not be mapped.
+
+    Only reads by ``kernel.memory.kernel`` see them, not those of drgn's own.
+    """
+
+    def __init__(self, kernel: Kernel, patches: dict[int, bytes] | None = None) -> None:
+        self._kernel = kernel
+        self.patches = dict(patches or {})
+        self.reads = 0
+        self.memory: Any = SimpleNamespace(kernel=self._read, tables=kernel.memory.tables)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def put(self, address: int, value: int, size: int = 8) -> None:
+        self.patches[address] = value.to_bytes(size, "little")
+
+    def _read(self, address: int, length: int) -> bytes:
+        self.reads += 1
+        inside = [(a, d) for a, d in self.patches.items() if a < address + length and address < a + len(d)]
+        try:
+            data = bytearray(self._kernel.memory.kernel(address, length))
+        except KvmError:
+            if not any(a <= address and address + length <= a + len(d) for a, d in inside):
+                raise
+            data = bytearray(length)
+        for at, patch in inside:
+            low, high = max(at, address), min(at + len(patch), address + length)
+            data[low - address : high - address] = patch[low - at : high - at]
+        return bytes(data)
