@@ -1,18 +1,125 @@
-"""The running kernel's files: with the opener, all that opens privileged nodes. No name here is a client's."""
+"""The running kernel's files: with the opener, all that opens privileged nodes. No name here is a client's.
+
+Sources: proc(5), mem(4), kernel_lockdown(7), capabilities(7); Linux Documentation/admin-guide/sysctl/kernel.rst.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import stat
 from collections.abc import Iterator
 
-from kvmd.errors import Reason, error
+from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Kind
 from kvmd.opener import OpenedFile
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
+_WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
+_OPTIONAL = {
+    "kallsyms": "/proc/kallsyms",
+    "vmcoreinfo": "/sys/kernel/vmcoreinfo",
+    "iomem": "/proc/iomem",
+    "swaps": "/proc/swaps",
+}
+_BTF = "/sys/kernel/btf"
+_MAX_BTF = 40  # of the 64 files that a worker may hold (kvmd.worker.sandbox.SandboxLimits)
+_LOCKDOWN = "/sys/kernel/security/lockdown"
 
-def open_files(kind: Kind, writable: bool) -> Iterator[tuple[str, OpenedFile]]:
-    """Open what an image of the running kernel is made of, each with its role; the caller closes them.
 
-    :raises KvmError: LOCKDOWN, NO_LIVE_SOURCE, SOURCE_ACCESS.
+def open_files(kind: Kind, writable: bool, *, root: str = "") -> Iterator[tuple[str, OpenedFile]]:
+    """Open what an image of the running kernel is made of, each with its role; the caller closes what it is given.
+
+    :param root: a directory that stands for ``/``.
+    :raises KvmError: LOCKDOWN, NO_LIVE_SOURCE, SOURCE_ACCESS, SOURCE_IO; none of a file that the image can do without.
     """
-    raise error(Reason.UNSUPPORTED, f"{kind} is not served by this version", writable=writable)
-    yield
+    if kind is Kind.PROCFS:
+        yield "proc", _must("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, root)
+        return
+    if kind is Kind.DUMP:
+        raise error(Reason.BAD_ARGUMENT, "a dump is no image of the running kernel")
+    yield "core", _must("/dev/mem" if kind is Kind.MEM else "/proc/kcore", _READ, root)
+    if writable:
+        yield "mem", _must("/dev/mem", _WRITE, root)
+    if kind is Kind.MEM:
+        yield from _maybe("kcore", "/proc/kcore", root)
+    for role, path in _OPTIONAL.items():
+        yield from _maybe(role, path, root)
+    for name in _btf_names(root):
+        yield from _maybe(f"btf/{name}", f"{_BTF}/{name}", root)
+
+
+def _btf_names(root: str) -> list[str]:
+    """The kernel's own, and so many of its modules' as a worker can be handed."""
+    try:
+        names = sorted(os.listdir(root + _BTF))
+    except OSError:
+        return []
+    return sorted(names, key=lambda name: name != "vmlinux")[:_MAX_BTF]
+
+
+def _opened(path: str, flags: int, root: str) -> OpenedFile:
+    fd = os.open(root + path, flags)
+    try:
+        return OpenedFile(fd, path, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _maybe(role: str, path: str, root: str) -> Iterator[tuple[str, OpenedFile]]:
+    try:
+        file = _opened(path, _READ, root)
+    except OSError:
+        return
+    yield role, file
+
+
+def _must(path: str, flags: int, root: str) -> OpenedFile:
+    try:
+        file = _opened(path, flags, root)
+    except OSError as e:
+        raise _failure(path, e, root) from e
+    # Containers and units put an empty file or /dev/null in a hidden file's place.
+    if path == "/proc/kcore" and not (stat.S_ISREG(file.stat.st_mode) and file.stat.st_size):
+        file.close()
+        raise error(Reason.NO_LIVE_SOURCE, f"{path} is hidden from the daemon: {_HIDDEN[path]}", path=path)
+    return file
+
+
+_HIDDEN = {
+    "/proc/kcore": "by a container, or by ProtectKernelTunables= or ProcSubset=pid of its unit",
+    "/dev/mem": "by a container, or by PrivateDevices= or DevicePolicy= of its unit",
+    "/proc": "no procfs is mounted",
+}
+_MISSING = {
+    "/proc/kcore": "the kernel lacks CONFIG_PROC_KCORE, or it is hidden from the daemon " + _HIDDEN["/proc/kcore"],
+    "/dev/mem": "the kernel lacks CONFIG_DEVMEM, or it is hidden from the daemon " + _HIDDEN["/dev/mem"],
+    "/proc": _HIDDEN["/proc"],
+}
+
+
+def _failure(path: str, e: OSError, root: str) -> KvmError:
+    """Why a file that the image needs can't be opened, and what to do."""
+    words = {"path": path, "errno": errno.errorcode.get(e.errno or 0, "EIO")}
+    if e.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return error(Reason.NO_LIVE_SOURCE, f"no {path}: {_MISSING[path]}", **words)
+    if e.errno not in (errno.EPERM, errno.EACCES):
+        return error(Reason.SOURCE_IO, f"{path}: {e.strerror}", **words)
+    level = _lockdown(root)
+    if e.errno == errno.EPERM and (level == "confidentiality" or (level == "integrity" and path == "/dev/mem")):
+        message = f"{path}: kernel lockdown ({level}) forbids it; only a boot with lockdown=none or less lifts that"
+        return error(Reason.LOCKDOWN, message, lockdown=level, **words)
+    needs = "CAP_SYS_RAWIO" if e.errno == errno.EPERM else "root's uid, or CAP_DAC_OVERRIDE and CAP_SYS_RAWIO"
+    return error(Reason.SOURCE_ACCESS, f"{path}: {e.strerror}: the daemon needs {needs} to open it", **words)
+
+
+def _lockdown(root: str) -> str:
+    """The level in force: ``none``, ``integrity`` or ``confidentiality``; empty where it can't be told."""
+    try:
+        with open(root + _LOCKDOWN, encoding="ascii", errors="replace") as file:
+            chosen = re.search(r"\[(\w+)\]", file.read(256))
+    except OSError:
+        return ""
+    return chosen[1] if chosen else ""

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmd.errors import Reason, error
-from kvmd.images.base import Files, Image
+from kvmd.images.base import Files, Image, Kind
 from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.live_image import LiveImage
 from kvmd.images.linux.program import is_mine
 from kvmd.images.linux.source import FileSource, Source
+from kvmd.images.procfs.image import ProcfsImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +31,25 @@ class Format:
 
 FORMATS: tuple[Format, ...] = (Format("Linux kernel dump", is_mine, LinuxImage),)
 
+RUNNING: dict[Kind, Callable[[Files], Image]] = {
+    Kind.LIVE: LiveImage,
+    Kind.MEM: LiveImage,
+    Kind.PROCFS: ProcfsImage,
+}
+"""Who opens what is no dump, by its kind."""
+
 
 def open_image(files: Files) -> Image:
-    """Open an image by what its core file holds; descriptors stay the caller's and must outlive the image.
+    """Open an image by its kind, and a dump by what its core file holds.
 
-    :raises KvmError: EMPTY_FILE, UNSUPPORTED_FORMAT, UNSUPPORTED (the running kernel), and what the format raises.
+    Descriptors stay the caller's and must outlive the image.
+
+    :raises KvmError: EMPTY_FILE, UNSUPPORTED_FORMAT, UNSUPPORTED without a core, and what the format raises.
     """
+    if files.kind in RUNNING:
+        return RUNNING[files.kind](files)
     if files.core is None:
-        raise error(Reason.UNSUPPORTED, "the running kernel can't be opened by this build; name a dump as corefile")
+        raise error(Reason.UNSUPPORTED, "a dump needs a core file")
     source = FileSource(files.core.fd)
     if source.size == 0:
         raise error(Reason.EMPTY_FILE, f"{files.core.name} is empty", path=files.core.name, strerror=os.strerror(22))

@@ -7,13 +7,19 @@ from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Files
-from kvmd.images.linux import info, log
+from kvmd.images.linux import info, log, pages
+from kvmd.images.linux.cpus import Cpus
+from kvmd.images.linux.files import OpenFiles
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.program import open_dump
 from kvmd.images.linux.strings import StringReader
+from kvmd.images.linux.swapinfo import SwapAreas
 from kvmd.images.linux.symbols import to_wire
-from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.images.linux.system import CpuTimes, load_average
+from kvmd.images.linux.user import UserMemory
+from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 
 
 class LinuxImage:
@@ -24,12 +30,15 @@ class LinuxImage:
     """
 
     def __init__(self, files: Files) -> None:
+        self._names = files
+        self._kernel = self._open(files)
+
+    def _open(self, files: Files) -> Kernel:
         if files.core is None:
             raise error(Reason.BAD_ARGUMENT, "a dump needs a core file")
         if files.writable:
             raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
-        self._kernel = Kernel(open_dump(files.core), files.exec)
-        self._names = files
+        return Kernel(open_dump(files.core), files.exec)
 
     @property
     def kernel(self) -> Kernel:
@@ -46,6 +55,26 @@ class LinuxImage:
         with self._kernel.reading("the process list"):
             return StringReader(self._kernel, self._processes)
 
+    @cached_property
+    def _user(self) -> UserMemory:
+        with self._kernel.reading("the process list"):
+            return UserMemory(self._kernel, self._processes)
+
+    @cached_property
+    def _files(self) -> OpenFiles:
+        with self._kernel.reading("the open files"):
+            return OpenFiles(self._kernel, self._processes.tasks)
+
+    @cached_property
+    def _swap(self) -> SwapAreas:
+        with self._kernel.reading("the swap areas"):
+            return SwapAreas(self._kernel)
+
+    @cached_property
+    def _cpu_times(self) -> CpuTimes:
+        with self._kernel.reading("the CPU times"):
+            return CpuTimes(self._kernel)
+
     def info(self) -> image_pb2.Info:
         """See :class:`~kvmd.images.base.Image`."""
         return info.describe(self._kernel)
@@ -60,6 +89,8 @@ class LinuxImage:
             return self._kernel.memory.physical(address, length)
         if space in (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL):
             return self._kernel.memory.kernel(address, length)
+        if space == memory_pb2.ADDRESS_SPACE_USER:
+            return self._user.read(pid, address, length)
         raise error(Reason.BAD_ARGUMENT, f"{space} is no address space")
 
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
@@ -87,3 +118,32 @@ class LinuxImage:
     def log(self) -> Iterator[image_pb2.LogRecord]:
         """See :class:`~kvmd.images.base.Image`."""
         yield from log.records(self._kernel)
+
+    def write(self, address: int, data: bytes) -> None:
+        """A dump is never written: always WRITE_DEAD."""
+        raise error(Reason.WRITE_DEAD, "a crash dump can't be written", address=address, written=0)
+
+    def pages(self, start: int) -> Iterator[memory_pb2.Page]:
+        """See :class:`~kvmd.images.base.Image`."""
+        yield from pages.pages(self._kernel, start)
+
+    def load_average(self) -> list[float]:
+        """See :class:`~kvmd.images.base.Image`."""
+        return load_average(self._kernel)
+
+    def cpu_times(self) -> list[system_pb2.CpuTimes]:
+        """See :class:`~kvmd.images.base.Image`."""
+        return self._cpu_times.read()
+
+    def cpus(self) -> system_pb2.GetCpusResponse:
+        """See :class:`~kvmd.images.base.Image`."""
+        return Cpus(self._kernel).describe()
+
+    def swap_areas(self) -> list[system_pb2.SwapArea]:
+        """See :class:`~kvmd.images.base.Image`."""
+        root = init_root(self._kernel, self._processes.tasks)
+        return self._swap.read(Paths(self._kernel, root))
+
+    def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
+        """See :class:`~kvmd.images.base.Image`."""
+        yield from self._files.walk(pid)

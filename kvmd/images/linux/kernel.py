@@ -1,9 +1,10 @@
-"""One dump's kernel: memory, symbols and types, each loaded when first needed, and drgn wired to them."""
+"""One kernel, dumped or running: memory, symbols and types, each loaded when first needed, and drgn wired to them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property
 
 from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, Type, TypeKindSet
@@ -17,9 +18,21 @@ from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.program import Dump
-from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, as_drgn, vmcoreinfo_lookup
+from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
 from kvmd.images.linux.variables import Variables
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where symbols and types come from; what is None is looked for in the kernel's memory.
+
+    :ivar symbols: the kernel's and its modules' symbols; may raise NO_SYMBOLS when it is asked.
+    :ivar btf: gives the kernel's BTF; raises KvmError if it can't, and memory is tried.
+    """
+
+    symbols: SymbolTable | None = None
+    btf: Callable[[], bytes] | None = None
 
 
 class Kernel:
@@ -28,8 +41,9 @@ class Kernel:
     :raises KvmError: EXEC_NOT_ELF, EXEC_STRIPPED, EXEC_FOREIGN for a bad execfile.
     """
 
-    def __init__(self, dump: Dump, execfile: File | None = None) -> None:
+    def __init__(self, dump: Dump, execfile: File | None = None, sources: Sources | None = None) -> None:
         self.dump = dump
+        self._sources = sources or Sources()
         self.prog: Program = dump.prog
         self.info = dump.vmcoreinfo
         self.memory = Memory(dump)
@@ -57,8 +71,10 @@ class Kernel:
         return "kallsyms" if self._kallsyms else "vmcoreinfo"
 
     @cached_property
-    def _kallsyms(self) -> Kallsyms | None:
-        """The table in the dump; None where the kernel (before 6.0) or the dump has none that can be read."""
+    def _kallsyms(self) -> SymbolTable | None:
+        """The given table, else that in memory; None where the kernel (before 6.0) or the dump has none to read."""
+        if self._sources.symbols is not None:
+            return self._sources.symbols
         # drgn asks the finders for the types of what it reads here, which need these symbols: it has its own then.
         self._loading = True
         try:
@@ -85,7 +101,12 @@ class Kernel:
 
     def symbol(self, name: str) -> Found | None:
         """Look up a symbol; modules come last."""
-        return self.builtin(name) or self._module_symbols.get(name)
+        return self.builtin(name) or self._module_symbol(name)
+
+    def _module_symbol(self, name: str) -> Found | None:
+        if self._sources.symbols is not None:
+            return self._sources.symbols.module(name)
+        return self._module_symbols.get(name)
 
     def address(self, name: str) -> int:
         """The address of a symbol that must be there.
@@ -131,6 +152,12 @@ class Kernel:
 
     @cached_property
     def _types(self) -> Types:
+        if self._sources.btf is not None:
+            with suppress(KvmError):
+                return Types(self.prog, Btf(self._sources.btf()))
+        return Types(self.prog, Btf(self._btf_in_memory()))
+
+    def _btf_in_memory(self) -> bytes:
         start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")
         if start is None or stop is None:
             reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
@@ -139,8 +166,7 @@ class Kernel:
         if not 0 < length <= MAX_SIZE:
             raise error(Reason.CORRUPT_DATA, "the kernel's BTF makes no sense: its bounds")
         pieces = range(start.value, stop.value, CHUNK)
-        data = b"".join(self.memory.kernel(at, min(CHUNK, stop.value - at)) for at in pieces)
-        return Types(self.prog, Btf(data))
+        return b"".join(self.memory.kernel(at, min(CHUNK, stop.value - at)) for at in pieces)
 
     @cached_property
     def _try_types(self) -> Types | None:

@@ -11,24 +11,28 @@ from drgn import Architecture, FaultError
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
-from kvmd.images.linux.pagetable import KERNEL_MAP, PageTables
+from kvmd.images.linux.pagetable import KERNEL_MAP, PageTables, Place
 from kvmd.images.linux.program import Dump
 
 _TEXT = {
-    Reason.BEYOND_DUMP: "no memory of the dump holds physical address {:#x}",
+    Reason.BEYOND_DUMP: "no memory of the image holds physical address {:#x}",
     Reason.EXCLUDED: "the page at {:#x} was left out when the dump was made",
     Reason.SHORT_FILE: "the dump file ends before the page at {:#x}",
     Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
 }
 
 
+_TRIES = 8
+
+
 class Memory:
-    """Reads of one dump. Addresses and lengths are in bytes."""
+    """Reads of one kernel. Addresses and lengths are in bytes."""
 
     def __init__(self, dump: Dump) -> None:
         self._prog = dump.prog
         self._layout = dump.layout
         self._page = dump.layout.page_size
+        self._live = dump.live
         info = dump.vmcoreinfo
         self.tables: PageTables | None = None
         self._root = 0
@@ -69,18 +73,34 @@ class Memory:
         :param root: the kernel virtual address of its top-level table (``mm->pgd``).
         :raises KvmError: as :meth:`kernel`, after the pieces before the fault; UNSUPPORTED but on x86-64.
         """
-        if self.tables is None:
-            raise error(Reason.UNSUPPORTED, "user memory can be read of x86-64 kernels only")
-        top = self.tables.translate(self._root, root).physical
+        top = self.translate(root).physical
         while length > 0:
-            place = self.tables.translate(top, address)
-            try:
-                piece = self.physical(place.physical, min(length, place.length, self._page - address % self._page))
-            except KvmError as e:
-                raise _moved(e, address) from e
+            piece = self._user_piece(top, address, min(length, self._page - address % self._page))
             yield piece
             address += len(piece)
             length -= len(piece)
+
+    def _user_piece(self, top: int, address: int, length: int) -> bytes:
+        for _ in range(_TRIES):
+            place = self.translate(address, top)
+            try:
+                piece = self.physical(place.physical, min(length, place.length))
+            except KvmError as e:
+                raise _moved(e, address) from e
+            # A page that moved meanwhile may hold what is another process's by now.
+            if not self._live or self.translate(address, top) == place:
+                return piece
+        raise error(Reason.CHANGED, "the page was moved each time it was read; try again", address=address)
+
+    def translate(self, address: int, root: int | None = None) -> Place:
+        """Translate a virtual address of the kernel.
+
+        :param root: the physical address of another top-level table than the kernel's.
+        :raises KvmError: as :meth:`~kvmd.images.linux.pagetable.PageTables.translate`; UNSUPPORTED but on x86-64.
+        """
+        if self.tables is None:
+            raise error(Reason.UNSUPPORTED, "page tables can be walked of x86-64 kernels only")
+        return self.tables.translate(self._root if root is None else root, address)
 
     @staticmethod
     def _check(address: int, length: int) -> None:

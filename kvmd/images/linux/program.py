@@ -29,7 +29,7 @@ prime()
 _ALL = (1 << 64) - 1
 _REMEMBERED = 1 << 16  # pages that were found whole
 # e_machine and utsname.machine of the 64-bit little-endian architectures that drgn can walk page tables of.
-_ARCHITECTURES: dict[int | str, Architecture] = {
+ARCHITECTURES: dict[int | str, Architecture] = {
     62: Architecture.X86_64,
     183: Architecture.AARCH64,
     243: Architecture.RISCV64,
@@ -38,15 +38,22 @@ _ARCHITECTURES: dict[int | str, Architecture] = {
     "riscv64": Architecture.RISCV64,
 }
 
+PhysicalRead = Callable[[int, int, int, bool], bytes]
+"""Reads (address, length, offset, physical) or raises FaultError, as drgn's memory segments do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """An opened dump."""
+    """An opened dump, or the running kernel's memory behind the same face.
+
+    :ivar live: whether memory changes while it is read.
+    """
 
     prog: Program
     layout: Layout
     vmcoreinfo: VmcoreInfo
     architecture: Architecture
+    live: bool = False
 
 
 class _Guard:
@@ -110,31 +117,35 @@ def _program(platform: Architecture | None = None) -> Program:
     return prog
 
 
-def _custom(architecture: Architecture, layout: Layout, read: Callable[[int, int, int, bool], bytes]) -> Dump:
+def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, *, live: bool = False) -> Dump:
+    """A Program whose physical memory is read by a function; virtual addresses go through the page tables.
+
+    :raises KvmError: CORRUPT_IMAGE if drgn can't use the VMCOREINFO.
+    """
     prog = _program(architecture)
     prog.add_memory_segment(0, _ALL, read, True)
-    with guarded("the dump's VMCOREINFO"):
-        prog.set_linux_kernel_custom(layout.vmcoreinfo, False)
-    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture)
+    with guarded("the kernel's VMCOREINFO"):
+        prog.set_linux_kernel_custom(layout.vmcoreinfo, live)
+    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture, live)
 
 
 def _open_elf(source: Source) -> Dump:
     layout = ElfLayout(source)
-    architecture = _ARCHITECTURES.get(layout.machine)
+    architecture = ARCHITECTURES.get(layout.machine)
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {layout.machine}, which is not supported")
-    return _custom(architecture, layout, layout.read)
+    return custom(architecture, layout, layout.read)
 
 
 def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
     layout = KdumpLayout(source)
     # QEMU leaves utsname empty but for the machine, and that too in some versions; it only writes x86-64 and arm64.
-    architecture = _ARCHITECTURES.get(layout.machine or "x86_64")
+    architecture = ARCHITECTURES.get(layout.machine or "x86_64")
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a dump of a {layout.machine!r} machine, which is not supported")
     prog = _program(architecture)
     with guarded("the dump's headers"):
         prog.set_core_dump(os.dup(file.fd))  # which drgn closes
     if layout.guarded and not flat:
-        return _custom(architecture, layout, _Guard(prog, layout).read)
+        return custom(architecture, layout, _Guard(prog, layout).read)
     return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture)

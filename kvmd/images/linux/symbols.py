@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
@@ -32,16 +33,50 @@ class Found:
 
 
 _BOUNDS = ("_text", "_etext", "_sinittext", "_einittext", "__bss_start", "_end")
+_PLACES = (("_text", "_etext", N_TEXT), ("_sinittext", "_einittext", N_TEXT), ("__bss_start", "_end", N_BSS))
 
 Lookup = Callable[[str], Found | None]
 
 
+class SymbolTable(Protocol):
+    """A kernel's symbol table."""
+
+    def __call__(self, name: str) -> Found | None:
+        """Look a name of the kernel proper up; of several static ones the global one, else the lowest."""
+
+    def module(self, name: str) -> Found | None:
+        """Look a name up among the modules' symbols."""
+
+    def at(self, address: int) -> list[Symbol]:
+        """Return the symbol that holds an address, if there is one."""
+
+
+class Sections:
+    """The kernel's section bounds, which tell what a symbol is where its letter does not.
+
+    :param address: the address of a symbol, 0 if there is none.
+    """
+
+    def __init__(self, address: Callable[[str], int]) -> None:
+        bounds = {name: address(name) for name in _BOUNDS}
+        self._places = [(bounds[low], bounds[high], kind) for low, high, kind in _PLACES if bounds[low]]
+
+    def n_type(self, address: int, *, code: bool, external: bool) -> int:
+        """The type as in nlist(3) of a symbol that is known to be code, or not known to be."""
+        if code:
+            return N_TEXT | external
+        if address < KERNEL:
+            return N_ABS | external
+        # Weak symbols of code look like weak ones of data.
+        return next((kind for low, high, kind in self._places if low <= address < high), N_DATA) | external
+
+
 class Kallsyms:
-    """The kernel's own symbol table, as drgn loaded it."""
+    """The kernel's own symbol table, as drgn loaded it from memory; modules keep theirs elsewhere."""
 
     def __init__(self, index: SymbolIndex) -> None:
         self._index = index
-        self._bounds = {name: self._address(name) for name in _BOUNDS}
+        self._sections = Sections(self._address)
 
     def _address(self, name: str) -> int:
         symbols = self._matches(name)
@@ -52,32 +87,24 @@ class Kallsyms:
         return sorted(self._index(None, name, None, False), key=lambda s: s.address)
 
     def __call__(self, name: str) -> Found | None:
-        """Look a name up; of several static ones the global one, else the lowest."""
+        """See :class:`SymbolTable`."""
         symbols = self._matches(name)
         if not symbols:
             return None
         symbol = next((s for s in symbols if s.binding is SymbolBinding.GLOBAL), symbols[0])
         source = symbol_pb2.SYMBOL_SOURCE_KALLSYMS
-        return Found(name, symbol.address, symbol.size, self._n_type(symbol), source)
+        external = symbol.binding in (SymbolBinding.GLOBAL, SymbolBinding.WEAK)
+        n_type = self._sections.n_type(symbol.address, code=symbol.kind is SymbolKind.FUNC, external=external)
+        return Found(name, symbol.address, symbol.size, n_type, source)
+
+    def module(self, _name: str) -> Found | None:
+        """See :class:`SymbolTable`."""
+        return None
 
     def at(self, address: int) -> list[Symbol]:
-        """Return the symbol that holds an address, if there is one."""
+        """See :class:`SymbolTable`."""
         found: list[Symbol] = self._index(None, None, address, True)
         return found
-
-    def _n_type(self, symbol: Symbol) -> int:
-        external = N_EXT if symbol.binding in (SymbolBinding.GLOBAL, SymbolBinding.WEAK) else 0
-        if symbol.kind is SymbolKind.FUNC:
-            return N_TEXT | external
-        if symbol.address < KERNEL:
-            return N_ABS | external
-        # Weak symbols of code look like weak ones of data.
-        places = (("_text", "_etext", N_TEXT), ("_sinittext", "_einittext", N_TEXT), ("__bss_start", "_end", N_BSS))
-        found = (kind for low, high, kind in places if self._inside(symbol.address, low, high))
-        return next(found, N_DATA) | external
-
-    def _inside(self, address: int, low: str, high: str) -> bool:
-        return bool(self._bounds[low]) and self._bounds[low] <= address < self._bounds[high]
 
 
 def vmcoreinfo_lookup(info: VmcoreInfo) -> Lookup:

@@ -1,0 +1,155 @@
+"""/proc/kallsyms: the symbols of the running kernel and of the modules that are loaded just now.
+
+Source: Linux kernel/kallsyms.c (s_show): ``%px %c %s``, and for a module's ``\\t[module]``. The kernel's own are first,
+by ascending address. Without CAP_SYSLOG at the open, or with kernel.kptr_restrict=2, every address is zero.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from drgn import Symbol
+
+from kvmd.errors import Reason, error
+from kvmd.images.base import File
+from kvmd.images.linux.live_files import whole
+from kvmd.images.linux.symbols import KERNEL, N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Found, Sections, as_drgn
+from kvmd.v1 import symbol_pb2
+
+_LINE = re.compile(rb"^([0-9a-f]{16}) ([!-~]) ([^\s]+)(?:\t\[([^\s\]]+)\])?$", re.M)
+_MAX_BYTES = 256 << 20
+_TRIES = 3
+_PATIENCE = 5.0
+# Of modules, whose sections have no bounds: nm(1)'s letters; small ones are local.
+_LETTERS = {b"t": N_TEXT, b"w": N_TEXT, b"b": N_BSS, b"a": N_ABS}
+
+Row = tuple[int, bytes, bytes]
+"""Address, letter, module (empty: none)."""
+
+
+class Table:
+    """One reading of the file.
+
+    :raises KvmError: NO_SYMBOLS if it holds none, or hides their addresses.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        found = _LINE.findall(text)
+        if not found:
+            raise error(Reason.NO_SYMBOLS, "/proc/kallsyms is empty: the kernel lacks CONFIG_KALLSYMS, or it is hidden")
+        digits = b"".join(row[0] for row in found).decode("ascii")
+        values = struct.unpack(f">{len(found)}Q", bytes.fromhex(digits))
+        if not any(values):
+            message = "/proc/kallsyms hides its addresses: the daemon needs CAP_SYSLOG and kernel.kptr_restrict below 2"
+            raise error(Reason.NO_SYMBOLS, message, path="/proc/kallsyms")
+        self.kernel: dict[bytes, Row] = {}
+        self.modules: dict[bytes, Row] = {}
+        for value, (_, letter, name, module) in zip(values, found, strict=True):
+            table = self.modules if module else self.kernel
+            known = table.get(name)
+            # The first, but a global one before static ones.
+            if known is None or (letter.isupper() and not known[1].isupper()):
+                table[name] = (value, letter, module)
+        self._order = sorted((v, row[2]) for v, row in zip(values, found, strict=True) if not row[3])
+        self._addresses = [value for value, _ in self._order]
+
+    def size(self, address: int) -> int:
+        """How far the kernel's next symbol is; 0 for the last."""
+        index = bisect_right(self._addresses, address)
+        return self._addresses[index] - address if index < len(self._addresses) else 0
+
+    def holder(self, address: int) -> bytes | None:
+        """The name of the kernel's symbol that lies last before an address."""
+        index = bisect_right(self._addresses, address) - 1
+        return self._order[index][1] if index >= 0 else None
+
+
+class LiveKallsyms:
+    """The running kernel's :class:`~kvmd.images.linux.symbols.SymbolTable`, read when it is first needed.
+
+    The kernel's own symbols stay as they are. A module's answer comes from a reading of the file that is no older
+    than the last change of the list of modules.
+
+    :param modules: tells states of the list of modules apart; raises KvmError if it can't.
+    """
+
+    def __init__(self, file: File, modules: Callable[[], object]) -> None:
+        self._file = file
+        self._modules = modules
+        self._known: Table | None = None
+        self._state: object = None
+        self._read_at = 0.0
+        self._sections: Sections | None = None
+        self._in_batch = self._looked = False
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Look at the list of modules at most once for all the names of one request."""
+        self._in_batch, self._looked = True, False
+        try:
+            yield
+        finally:
+            self._in_batch = False
+
+    def _table(self) -> Table:
+        if self._known is None:
+            self._known = Table(whole(self._file, _MAX_BYTES))
+            self._read_at = time.monotonic()
+        return self._known
+
+    def _read_again(self, state: object) -> Table:
+        for _ in range(_TRIES):
+            self._known = None
+            table = self._table()
+            self._state, state = state, self._modules()
+            if self._state == state:
+                break
+        return table
+
+    def __call__(self, name: str) -> Found | None:
+        """See :class:`~kvmd.images.linux.symbols.SymbolTable`.
+
+        :raises KvmError: NO_SYMBOLS, SOURCE_IO.
+        """
+        table = self._table()
+        row = table.kernel.get(name.encode("utf-8", "surrogateescape"))
+        return self._found(name, row, table) if row else None
+
+    def _found(self, name: str, row: Row, table: Table) -> Found:
+        address, letter, _ = row
+        if self._sections is None:
+            self._sections = Sections(lambda bound: table.kernel.get(bound.encode(), (0,))[0])
+        external = letter.isupper() or letter in b"vw"
+        n_type = self._sections.n_type(address, code=letter in b"tT", external=external)
+        return Found(name, address, table.size(address), n_type, symbol_pb2.SYMBOL_SOURCE_KALLSYMS)
+
+    def module(self, name: str) -> Found | None:
+        """See :class:`~kvmd.images.linux.symbols.SymbolTable`; raises as a call does."""
+        key = name.encode("utf-8", "surrogateescape")
+        table = self._table()
+        if not (self._in_batch and self._looked) and (state := self._modules()) != self._state:
+            table = self._read_again(state)
+        self._looked = True
+        if key not in table.modules and time.monotonic() - self._read_at > _PATIENCE:
+            # BPF programs and trampolines are listed, too, and are no modules.
+            table = self._read_again(self._modules())
+        row = table.modules.get(key)
+        if row is None:
+            return None
+        address, letter, module = row
+        n_type = _LETTERS.get(letter.lower(), N_DATA) | (N_EXT if letter.isupper() else 0)
+        source = symbol_pb2.SYMBOL_SOURCE_KALLSYMS
+        return Found(name, address, 0, n_type, source, module.decode("utf-8", "replace"))
+
+    def at(self, address: int) -> list[Symbol]:
+        """See :class:`~kvmd.images.linux.symbols.SymbolTable`."""
+        name = self._table().holder(address)
+        found = self(name.decode("utf-8", "surrogateescape")) if name else None
+        if found is None or not KERNEL <= found.value <= address < found.value + max(found.size, 1):
+            return []
+        return [as_drgn(found)]
