@@ -6,6 +6,8 @@ unknown key, a wrong type, an unknown subject or verb is a :class:`ConfigError` 
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -33,6 +35,10 @@ class Listen:
     # Who may connect at all; what they may do is the policy's business. None: 0666 for root's daemon, else 0600.
     mode: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.mode is not None and not 0 <= self.mode <= 0o777:
+            raise ValueError("mode: must be permission bits, 0 to 0o777")
+
 
 @dataclass(frozen=True, slots=True)
 class Dumps:
@@ -41,6 +47,12 @@ class Dumps:
     directories: tuple[str, ...] = ("/var/crash",)
     # Where an execfile may lie besides the dump directories.
     kernels: tuple[str, ...] = ("/boot", "/usr/lib/debug")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            for path in getattr(self, item.name):
+                if not os.path.isabs(path):
+                    raise ValueError(f"{item.name}: {path!r} is not an absolute path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +65,8 @@ class Limits:
     descriptors_per_uid: int = 256
     workers: int = 32
     concurrent_calls: int = 1024
+    # Each may hold some MiB that its client has not taken yet.
+    calls_per_uid: int = 128
     # A worker's address space beyond what it holds before it opens the image.
     worker_memory: int = 4 << 30
     # The longest a worker may take for one step of a call before it is killed.
@@ -67,8 +81,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < (0 if item.name == "worker_linger" else 1):
-                raise ValueError(f"{item.name}: must be at least {0 if item.name == 'worker_linger' else 1}")
+            least = 0 if item.name == "worker_linger" else 1
+            if not least <= getattr(self, item.name) < math.inf:  # which nan isn't, either
+                raise ValueError(f"{item.name}: must be at least {least} and finite")
 
 
 @dataclass(frozen=True, slots=True)

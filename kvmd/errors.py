@@ -59,6 +59,7 @@ class Reason(Enum):
     NO_SUCH_DESCRIPTOR = "NO_SUCH_DESCRIPTOR"
     DESCRIPTOR_LIMIT = "DESCRIPTOR_LIMIT"
     CONNECTION_LIMIT = "CONNECTION_LIMIT"
+    CALL_LIMIT = "CALL_LIMIT"
     WORKER_LIMIT = "WORKER_LIMIT"
     WORKER_DIED = "WORKER_DIED"
     WORKER_HUNG = "WORKER_HUNG"
@@ -248,6 +249,7 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_SUCH_DESCRIPTOR: Row(DescriptorError, "NOT_FOUND", E.EBADF, "{strerror}", "the descriptor is unknown, closed, or somebody else's"),
     Reason.DESCRIPTOR_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EMFILE, None, "too many open descriptors"),
     Reason.CONNECTION_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EUSERS, None, "too many connections"),
+    Reason.CALL_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many calls of one user under way at once"),
     Reason.WORKER_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many images open at once"),
     Reason.WORKER_DIED: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process ended"),
     Reason.WORKER_HUNG: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process did not answer and was killed"),

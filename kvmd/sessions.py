@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmd import live
 from kvmd.access.audit import Audit, tag
@@ -25,6 +25,9 @@ O_RDWR = 2
 KVM_NO_FILES = 0x80000000
 PROCFS = "procfs"
 """The name of what KVM_NO_FILES opens."""
+PROCFS_ENVIRONMENTS = "procfs:environments"
+"""The same, opened by a caller who may read any environment: the worker can, so the policy is asked again each time."""
+_NOBODY = RunAs(65534, 65534)
 _OWN_VIEW = Decision(True, "built-in: the client's own view")
 
 
@@ -74,6 +77,8 @@ class Sessions:
         facts: dict[str, object] = {"core": corefile, "exec": execfile, "flags": flags}
         with self._failures("open", caller, began, facts), ExitStack() as files:
             wanted = _understood(execfile, corefile, swapfiles, flags)
+            if wanted.kind is Kind.PROCFS:
+                wanted = replace(wanted, name=self._view(caller))
             choice = self._choice(caller, wanted)
             self._table.room(caller.peer.identity)
             image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, choice, files))
@@ -82,13 +87,15 @@ class Sessions:
                 if caller.closed:
                     raise error(Reason.CANCELLED, "the client went away")
                 descriptor = self._table.add(caller.peer.identity, caller, image, opened.kind, opened.writable, entry)
-                caller.on_close(_Gone(self, caller))
             except BaseException:
                 self._pool.release(entry)
                 raise
+        caller.on_close(_Gone(self, caller))
         facts |= {"image": image, "rule": choice[image].rule}
         facts |= {"worker": entry.worker.pid, "descriptor": tag(descriptor.id)}
-        self._record("open", caller, began, facts, "OK")
+        if not self._record("open", caller, began, facts, "OK"):
+            self._close(descriptor, caller)
+            raise _unrecorded("open")
         return descriptor
 
     def _choice(self, caller: Connection, wanted: Wanted) -> dict[str, Decision]:
@@ -124,7 +131,7 @@ class Sessions:
             for role, file in live.open_files(wanted.kind, wanted.writable):
                 named.append((role, files.enter_context(file)))
         if wanted.kind is Kind.PROCFS:
-            run_as = RunAs(caller.peer.uid, caller.peer.gid, caller.peer.groups)
+            run_as = _rights(caller, environments=image == PROCFS_ENVIRONMENTS)
         if wanted.execfile is not None:
             named.append(("exec", files.enter_context(self._opener.open_exec(wanted.execfile))))
         return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as)
@@ -149,9 +156,13 @@ class Sessions:
         return descriptor
 
     def writes(self, caller: Connection, descriptor: Descriptor, address: int, length: int) -> None:
-        """Put a write on the record before it is done."""
+        """Put a write on the record before it is done.
+
+        :raises KvmError: INTERNAL if that can't be; it must not be done then.
+        """
         facts = {"image": descriptor.image, "descriptor": tag(descriptor.id)}
-        self._audit.record("write", caller.peer, **facts, address=address, length=length)
+        if not self._audit.record("write", caller.peer, **facts, address=address, length=length):
+            raise _unrecorded("write")
 
     def close(self, caller: Connection, id: str) -> None:  # noqa: A002
         """Close a descriptor of the caller's."""
@@ -168,8 +179,12 @@ class Sessions:
             self._close(descriptor, caller)
 
     def _allowed(self, caller: Connection, image: str, verbs: tuple[str, ...]) -> Decision:
-        if image == PROCFS:  # a worker with the client's own rights shows what the client could see itself
-            return _OWN_VIEW
+        if image in (PROCFS, PROCFS_ENVIRONMENTS):
+            # A worker with the client's own rights shows what the client could see itself; but nobody comes from afar
+            # with rights here, and one that may read all environments shows more than that.
+            if caller.peer.cert is None and (image == PROCFS or "environment" not in verbs):
+                return _OWN_VIEW
+            image = "live"
         decision = Decision(False, "default")
         for verb in verbs:
             decision = self.policy.decide(caller.peer, image, verb)
@@ -179,22 +194,34 @@ class Sessions:
                 raise error(Reason.POLICY_DENIED, message, path=path, image=image, verb=verb, rule=decision.rule)
         return decision
 
+    def _view(self, caller: Connection) -> str:
+        """The name of what KVM_NO_FILES opens for this caller."""
+        local = caller.peer.cert is None
+        everything = local and self.policy.decide(caller.peer, "live", "environment").allowed
+        return PROCFS_ENVIRONMENTS if everything else PROCFS
+
     @contextmanager
     def _failures(self, event: str, caller: Connection, began: float, facts: Mapping[str, object]) -> Iterator[None]:
-        """Write down an operation that fails, and that it was denied if it was."""
+        """Write down an operation that fails, is given up, or is denied."""
         try:
             yield
+        except asyncio.CancelledError:
+            self._record(event, caller, began, facts, Reason.CANCELLED.value)
+            raise
         except KvmError as failure:
             denied = failure.reason is Reason.POLICY_DENIED
             what = {key: failure.metadata.get(key) for key in ("verb", "rule")} if denied else {}
             self._record("denied" if denied else event, caller, began, facts, failure.reason.value, **what)
             raise
+        except Exception:
+            self._record(event, caller, began, facts, Reason.INTERNAL.value)
+            raise
 
     def _record(
         self, event: str, caller: Connection, began: float, facts: Mapping[str, object], status: str, **more: object
-    ) -> None:
+    ) -> bool:
         took = round(time.monotonic() - began, 6)
-        self._audit.record(event, caller.peer, **facts, **more, status=status, seconds=took)
+        return self._audit.record(event, caller.peer, **facts, **more, status=status, seconds=took)
 
 
 def _understood(execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int) -> Wanted:
@@ -210,6 +237,20 @@ def _understood(execfile: str | None, corefile: str | None, swapfiles: tuple[str
     if corefile == "/dev/mem":
         return Wanted(Kind.MEM, "live:mem", execfile, writable)
     return Wanted(Kind.DUMP, corefile or "", execfile)  # which is never written, whatever the flags
+
+
+def _rights(caller: Connection, *, environments: bool) -> RunAs:
+    """The rights of the worker that shows /proc to a caller: the caller's; nobody's for one with a certificate."""
+    peer = caller.peer
+    rights = _NOBODY if peer.cert is not None else RunAs(peer.uid, peer.gid, peer.groups, environments)
+    if not rights.possible:
+        message = f"the daemon can't take the rights of {peer.identity}, so it shows /proc to its own user only"
+        raise error(Reason.POLICY_DENIED, message, path="/proc", image=PROCFS, verb="info", rule="built-in: own uid")
+    return rights
+
+
+def _unrecorded(what: str) -> KvmError:
+    return error(Reason.INTERNAL, f"the {what} can't be put on the audit record; the daemon's log says why")
 
 
 def _check_writable(descriptor: Descriptor) -> None:

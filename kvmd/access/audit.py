@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 
 class Who(Protocol):
@@ -32,6 +35,9 @@ class Audit:
 
     JSON escapes every control character, so a name can't forge a line; one write(2) a record with
     O_APPEND, so lines never mix.
+
+    A sink that takes no more (a full disk) raises nothing: whoever must not go on without a record asks
+    :meth:`record` whether there is one, and everybody else finishes what they have begun.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -43,15 +49,32 @@ class Audit:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600) if path else os.dup(2)
         self._prefix = b"" if path else b"audit: "
+        self._torn = False
 
-    def record(self, event: str, who: Who, **facts: object) -> None:
-        """Write one record: ``event`` is open, denied or close."""
+    def record(self, event: str, who: Who, **facts: object) -> bool:
+        """Write one record: ``event`` is open, denied or close.
+
+        :returns: whether it is written; if not, the log says why.
+        """
         line = {
             "time": time.time(), "event": event,
             "peer": who.identity, "gid": who.gid, "pid": who.pid, "exe": who.exe, **facts,
         }  # fmt: skip
-        os.write(self._fd, self._prefix + json.dumps(line).encode() + b"\n")
+        return self._write(self._prefix + json.dumps(line).encode() + b"\n")
+
+    def _write(self, line: bytes) -> bool:
+        # What a full disk has cut off stays a line of its own, so that the next record is not lost with it.
+        rest = b"\n" + line if self._torn else line
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+                self._torn = bool(rest)
+        except OSError as failure:
+            log.error("an audit record is lost: %s", failure.strerror)
+            return False
+        return True
 
     def close(self) -> None:
-        """Close the sink."""
-        os.close(self._fd)
+        """Close the sink; what is recorded after that is lost."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)

@@ -46,11 +46,14 @@ class ImageFiles:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for the same files, unchanged since, in the same mode."""
+        """Equal for the same files, unchanged since, in the same mode; there is one running kernel.
 
+        Its own files don't count: procfs makes their inodes and times anew, and it is read by any of them alike.
+        """
         inodes = [
             (role, file.stat.st_dev, file.stat.st_ino, file.stat.st_size, file.stat.st_mtime_ns, file.stat.st_ctime_ns)
             for role, file in self.files
+            if self.kind is Kind.DUMP or role in ("exec", "swap")
         ]
         return self.kind, *inodes, self.writable, self.run_as
 
@@ -142,10 +145,13 @@ class Pool:
         :raises KvmError: as the image's opening does; WORKER_LIMIT.
         """
         entry = self._entries.get(files.key)
-        if entry is None or entry.dead():
-            if len(self._entries) >= self._most and entry is None:
-                message = f"{self._most} images are open already (limits.workers); close one"
-                raise error(Reason.WORKER_LIMIT, message, limit=self._most)
+        if entry is not None and entry.dead():
+            del self._entries[files.key]
+            if not entry.users:  # else the last of them retires it
+                self._retire(entry)
+            entry = None
+        if entry is None:
+            self._make_room()
             entry = self._entries[files.key] = Entry(files.key, asyncio.ensure_future(self._open(files)))
         if entry.retiring is not None:
             entry.retiring.cancel()
@@ -159,6 +165,19 @@ class Pool:
             raise
         return entry
 
+    def _make_room(self) -> None:
+        """End the worker that has been idle for longest, if need be."""
+        if self._closing:
+            raise error(Reason.SHUTTING_DOWN, "the daemon is stopping")
+        if len(self._entries) < self._most:
+            return
+        idle = [(entry.retiring.when(), entry) for entry in self._entries.values() if entry.retiring is not None]
+        if not idle:
+            message = f"{self._most} images are open already (limits.workers); close one"
+            raise error(Reason.WORKER_LIMIT, message, limit=self._most)
+        _, oldest = min(idle, key=lambda each: each[0])
+        self._retire(oldest)
+
     def release(self, entry: Entry) -> None:
         """Give an image back; its worker is ended a while after the last one."""
         entry.users -= 1
@@ -170,6 +189,9 @@ class Pool:
             entry.retiring = asyncio.get_running_loop().call_later(self._linger, self._retire, entry)
 
     def _retire(self, entry: Entry) -> None:
+        if entry.retiring is not None:
+            entry.retiring.cancel()
+            entry.retiring = None
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         self._run(self._end(entry.opened))
@@ -194,8 +216,6 @@ class Pool:
         """End every worker."""
         self._closing = True
         for entry in list(self._entries.values()):
-            if entry.retiring is not None:
-                entry.retiring.cancel()
             entry.opened.cancel()
             self._retire(entry)
         if self._spare is not None:

@@ -9,33 +9,91 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from kvmd.errors import KvmError, Reason, error
-from kvmd.worker.protocol import CURSOR, HEADER, MAX_PAYLOAD, Kind, OpenFrame, decode_error, frame
+from kvmd import syscalls
+from kvmd.errors import AccessError, KvmError, Reason, error
+from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, Kind, OpenFrame, decode_error, frame
 
 log = logging.getLogger(__name__)
 
 Exchange: TypeAlias = "asyncio.Task[tuple[Kind, bytearray]]"
 
 LOG_CHUNK = 4096
+LOG_PAUSE = 0.05
+_CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 START_SECONDS = 30.0
 """How long a worker may take to import and to give up its privileges."""
+MOST_NAME = 4096
+"""The longest name of a kernel, in bytes."""
+
+
+def _ending(status: int) -> str:
+    """How a process ended, from its wait status as subprocess has it."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    except ValueError:  # most real-time signals have no name
+        return f"signal {-status}"
+
+
+def _nobody_asks(exchange: Exchange) -> None:
+    """Take note of a failure whose caller may have been cancelled: or asyncio would log that nobody did."""
+    if not exchange.cancelled():
+        exchange.exception()
+
+
+async def _spawn(arguments: Sequence[str]) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """A worker process and our end of its socket."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            ours.setblocking(False)
+            # -P: the current directory may be anybody's.
+            command = [sys.executable, "-P", "-m", "kvmd.worker", str(theirs.fileno()), *arguments]
+            # Its standard streams are open, so that no dump becomes one of them and is written to by accident.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return process, ours
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """A user's rights: user id, group id, supplementary groups."""
+    """A user's rights: user id, group id, supplementary groups.
+
+    :ivar environments: whether the worker may open other users' environments too.
+    """
 
     uid: int
     gid: int
     groups: tuple[int, ...] = ()
+    environments: bool = False
 
     def encode(self) -> str:
-        """As the worker's argument ``uid:gid:group,group``."""
-        return f"{self.uid}:{self.gid}:{','.join(map(str, self.groups))}"
+        """As the worker's argument ``uid:gid:group,group[:environments]``."""
+        words = f"{self.uid}:{self.gid}:{','.join(map(str, self.groups))}"
+        return f"{words}:environments" if self.environments else words
+
+    @property
+    def possible(self) -> bool:
+        """Whether a worker of this daemon's can take these rights: any with CAP_SETUID, else the daemon's own.
+
+        Root may have those of the daemon's user: it can become that user without our help.
+        """
+        may_become = syscalls.capabilities()[0] & _CAN_BECOME == _CAN_BECOME
+        return may_become or self.uid in (0, os.geteuid())
 
 
 class Worker:
@@ -60,31 +118,23 @@ class Worker:
         :param patience: how many seconds one step may take before the process is killed.
         :raises KvmError: WORKER_DIED, WORKER_HUNG.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            ours.setblocking(False)
-            # -P: the current directory may be anybody's.
-            arguments = [sys.executable, "-P", "-m", "kvmd.worker", str(theirs.fileno()), str(memory), str(os.getpid())]
-            if run_as is not None:
-                arguments.append(run_as.encode())
-            # Its standard streams are open, so that no dump becomes one of them and is written to by accident.
-            process = await asyncio.create_subprocess_exec(
-                *arguments,
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,
-            )
+        arguments = [str(memory), str(os.getpid())]
+        if run_as is not None:
+            arguments.append(run_as.encode())
+        try:
+            process, ours = await _spawn(arguments)
+        except OSError as failure:
+            log.error("a worker process can't be started: %s", failure)
+            raise error(Reason.WORKER_DIED, "a worker process can't be started; the daemon's log says why") from None
         worker = cls(process, ours, patience)
         try:
             async with asyncio.timeout(START_SECONDS):
                 _, protections = await worker._answer()
-                worker.protections = protections.decode()
+                worker.protections = protections.decode("ascii")
         except BaseException as failure:
             worker.failure = worker.failure or error(Reason.WORKER_DIED, "a worker process did not start; see the log")
             await worker.close()
-            if isinstance(failure, TimeoutError | ConnectionError):
+            if isinstance(failure, OSError | ValueError):
                 raise worker.why() from failure
             raise
         return worker
@@ -98,16 +148,18 @@ class Worker:
         await self._relay_log()
         status = await self._process.wait()
         if self.failure is None:
-            how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
+            how = _ending(status)
             message = f"the image's worker process ended by {how}; open the image again"
             self.failure = error(Reason.WORKER_DIED, message)
             log.warning("worker %d ended by %s", self.pid, how)
 
     async def _relay_log(self) -> None:
-        """Put what the worker says on standard error in the daemon's log, until it ends: in a form that can't forge."""
-        while self._process.stderr is not None and (chunk := await self._process.stderr.read(LOG_CHUNK)):
-            for line in chunk.decode("utf-8", "replace").splitlines():
-                log.warning("worker %d: %s", self.pid, line if line.isprintable() else ascii(line))
+        """Put what the worker says on standard error in the daemon's log, until it ends; a flood of it waits."""
+        stream = self._process.stderr
+        while stream is not None and (chunk := await stream.read(LOG_CHUNK)):
+            log.warning("worker %d: %s", self.pid, chunk.decode("utf-8", "replace").rstrip())
+            if self.failure is None:
+                await asyncio.sleep(LOG_PAUSE)
 
     def why(self) -> KvmError:
         """Why the worker answers no more, as an error of its own for each call."""
@@ -123,8 +175,10 @@ class Worker:
     async def close(self) -> None:
         """End the process and wait for its end."""
         self.kill(error(Reason.SHUTTING_DOWN, "the image's worker process was stopped"))
-        await self._exit
-        self._sock.close()
+        try:
+            await asyncio.shield(self._exit)
+        finally:
+            self._sock.close()
 
     async def _receive(self, length: int) -> bytearray:
         buffer = bytearray(length)
@@ -137,13 +191,15 @@ class Worker:
         return buffer
 
     async def _answer(self) -> tuple[Kind, bytearray]:
-        kind, length = HEADER.unpack(await self._receive(HEADER.size))
-        if length > MAX_PAYLOAD:
-            raise ConnectionAbortedError(f"frame of {length} bytes from the worker")
-        return Kind(kind), await self._receive(length)
+        number, length = HEADER.unpack(await self._receive(HEADER.size))
+        kind = Kind(number)
+        if length > MOST_ANSWER.get(kind, -1):
+            raise ConnectionAbortedError(f"a frame of kind {kind} and {length} bytes")
+        return kind, await self._receive(length)
 
     async def _exchange(self, request: bytes, fds: Sequence[int]) -> tuple[Kind, bytearray]:
         """One request and its answer, in a turn that the caller has taken and this gives back."""
+        failure: KvmError | None = None
         try:
             if self.failure is not None:
                 raise self.why()
@@ -153,23 +209,28 @@ class Worker:
                 else:
                     await asyncio.get_running_loop().sock_sendall(self._sock, request)
                 kind, payload = await self._answer()
+            if kind is Kind.ERROR:
+                failure = decode_error(bytes(payload))
         except TimeoutError:
             message = f"the image's worker did not answer in {self._patience:g} s and was ended; open the image again"
             self.kill(error(Reason.WORKER_HUNG, message))
             raise self.why() from None
-        except (OSError, ValueError):
+        except (OSError, ValueError, MemoryError) as broken:
             # It closed its socket or broke the protocol: no second chance, but time to die of its own cause.
+            log.warning("worker %d is given up: %s", self.pid, broken)
             asyncio.get_running_loop().call_later(0.2, self.kill, self.why())
-            await self._exit
+            await asyncio.shield(self._exit)
             raise self.why() from None
         finally:
             self._turn.release()
-        if kind is Kind.ERROR:
-            failure = decode_error(bytes(payload))
-            if failure.reason is Reason.WORKER_MEMORY:
-                self.kill(failure)
+        if failure is None:
+            return kind, payload
+        if failure.reason is Reason.WORKER_MEMORY:
+            self.kill(failure)
+        try:
             raise failure
-        return kind, payload
+        finally:
+            del failure  # or the traceback and this frame would keep each other, and the answers of frames above
 
     async def _request(self, request: bytes, fds: Sequence[int] = ()) -> Exchange:
         """Send a request as soon as it is its turn.
@@ -178,7 +239,9 @@ class Worker:
         the same, so that the next caller does not get it.
         """
         await self._turn.acquire()
-        return asyncio.ensure_future(self._exchange(request, fds))
+        exchange = asyncio.ensure_future(self._exchange(request, fds))
+        exchange.add_done_callback(_nobody_asks)
+        return exchange
 
     async def open(self, names: OpenFrame, fds: Sequence[int]) -> str:
         """Hand the files over.
@@ -186,8 +249,13 @@ class Worker:
         :returns: the name of the namelist.
         :raises KvmError: as the image's opening does.
         """
-        _, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
-        return os.fsdecode(bytes(payload))
+        try:
+            _, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
+        except AccessError:  # the daemon has allowed the open, and would put on record that it has not
+            log.warning("worker %d is given up: it denies an open", self.pid)
+            self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
+            raise self.why() from None
+        return payload[:MOST_NAME].decode("utf-8", "replace")
 
     async def call(self, method: str, request: bytes) -> bytes:
         """A unary call: request message in, answer message out."""
@@ -195,7 +263,7 @@ class Worker:
         _, payload = await asyncio.shield(sent)
         return bytes(payload)
 
-    async def stream(self, method: str, request: bytes) -> AsyncIterator[bytes]:
+    async def stream(self, method: str, request: bytes) -> AsyncGenerator[bytes, None]:
         """A streaming call. The worker makes the next message while the caller deals with this one."""
         following = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
         try:

@@ -13,9 +13,9 @@ from kvmd.rpc.interceptor import Guard
 from kvmd.rpc.service import NAME, KvmService
 from kvmd.sessions import Sessions
 
-# A ReadV answer holds up to 16 MiB of memory; requests are small.
+# A ReadV answer holds up to 16 MiB of memory; the largest request is Nlist's, of 4096 names of 512 bytes.
 _OPTIONS = [
-    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_receive_message_length", 3 << 20),
     ("grpc.max_send_message_length", 32 << 20),
     ("grpc.so_reuseport", 0),
 ]
@@ -25,9 +25,14 @@ class Server:
     """KvmService, health and reflection on a private socket."""
 
     def __init__(self, peers: Peers, sessions: Sessions, limits: Limits) -> None:
-        guard = Guard(peers, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline)
+        guard = Guard(
+            peers, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline,
+            most_per_owner=limits.calls_per_uid,
+        )  # fmt: skip
+        # A client's grpc keeps calls beyond this back by itself: one with a single connection meets no CALL_LIMIT.
+        options = [*_OPTIONS, ("grpc.max_concurrent_streams", limits.calls_per_uid)]
         self._server = grpc.aio.server(
-            interceptors=[guard], options=_OPTIONS, maximum_concurrent_rpcs=limits.concurrent_calls
+            interceptors=[guard], options=options, maximum_concurrent_rpcs=limits.concurrent_calls
         )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -79,10 +80,11 @@ class KvmService:
 
         return forward
 
-    def _stream(self, method: str, call: Call) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
-        async def forward(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-            async for answer in self._admit(raw, call).entry.worker.stream(method, raw):
-                yield answer
+    def _stream(self, method: str, call: Call) -> Callable[[bytes, Context], AsyncGenerator[bytes, None]]:
+        async def forward(raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
+            async with aclosing(self._admit(raw, call).entry.worker.stream(method, raw)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return forward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NoReturn
 
 import grpc
@@ -12,15 +13,21 @@ from grpc_status import rpc_status
 from kvmd.errors import TABLE, KvmError
 
 DOMAIN = "kvmd"
-# Headers are limited to about 8 KiB, and an error too large for them would be lost.
+# Trailers of more than 8 KiB may be lost, and the error with them (gRPC's soft limit). The text is in them twice, once
+# in the details and once, of other bytes than ASCII three for each, by itself; the details are base64, 4 bytes for 3.
 _MOST_TEXT = 1024
+_MOST_WORDS = 2400
 
 
 def to_status(failure: KvmError) -> status_pb2.Status:
     """The failure as google.rpc.Status with one ErrorInfo."""
     info = error_details_pb2.ErrorInfo(reason=failure.reason.value, domain=DOMAIN)
+    left = _MOST_WORDS
     for key, value in failure.metadata.items():
-        info.metadata[key] = _clip(value)
+        word = _clip(value)
+        if (size := len(key.encode()) + len(word.encode())) <= left:
+            info.metadata[key] = word
+            left -= size
     detail = any_pb2.Any()
     detail.Pack(info)
     code: int = getattr(grpc.StatusCode, TABLE[failure.reason].status).value[0]
@@ -32,8 +39,11 @@ def _clip(text: str) -> str:
     return text.encode("utf-8", "backslashreplace")[:_MOST_TEXT].decode("utf-8", "ignore")
 
 
-async def abort(context: grpc.aio.ServicerContext[object, object], failure: KvmError) -> NoReturn:
-    """End the call with the failure's status."""
-    status = rpc_status.to_status(to_status(failure))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+async def abort(context: grpc.aio.ServicerContext[object, object], status: status_pb2.Status) -> NoReturn:
+    """End the call with a status."""
+    ending = rpc_status.to_status(status)
+    try:
+        await context.abort(ending.code, ending.details, ending.trailing_metadata)
+    except grpc.aio.InternalError:  # the client has gone meanwhile
+        raise asyncio.CancelledError from None
     raise AssertionError("abort always raises")

@@ -1,0 +1,70 @@
+"""A grpc server behind the guard, with handlers made for the purpose."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from kvmd.front.peer import Peer
+from kvmd.front.peers import Connection
+from kvmd.rpc.interceptor import Guard
+
+
+class Everybody:
+    """A table of peers in which every connection is one of ``uid``."""
+
+    def __init__(self) -> None:
+        self.uid: int | None = 1000
+
+    def lookup(self, grpc_peer: str) -> Connection | None:
+        return None if self.uid is None else Connection(Peer(self.uid, self.uid, 1), "token", 0)
+
+
+class Bed:
+    """What a test talks to: ``call`` for each method by name, all of bytes."""
+
+    def __init__(self, path: str, peers: Everybody) -> None:
+        self.path, self.peers = path, peers
+
+    def channel(self) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(f"unix:{self.path}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+Serve = Callable[..., contextlib.AbstractAsyncContextManager[Bed]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Serve:
+    @contextlib.asynccontextmanager
+    async def run(most: int = 10, call: float = 5, stream: float = 5, **handlers: Any) -> AsyncIterator[Bed]:
+        peers = Everybody()
+        guard = Guard(peers, call_deadline=call, stream_deadline=stream, most_per_owner=most)  # type: ignore[arg-type]
+        server = grpc.aio.server(interceptors=[guard])
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+        path = str(tmp_path / "grpc")
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+        try:
+            yield Bed(path, peers)
+        finally:
+            await server.stop(0)
+
+    return run
+
+
+def info(failure: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    """The one ErrorInfo of a status."""
+    status = rpc_status.from_call(failure)
+    assert status is not None, failure
+    (detail,) = status.details
+    found = error_details_pb2.ErrorInfo()
+    assert detail.Unpack(found)
+    assert (status.code, status.message) == (failure.code().value[0], failure.details())
+    return found
