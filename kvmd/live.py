@@ -24,7 +24,7 @@ _OPTIONAL = {
     "swaps": "/proc/swaps",
 }
 _BTF = "/sys/kernel/btf"
-_MAX_BTF = 40  # of the 64 files that a worker may hold (kvmd.worker.sandbox.SandboxLimits)
+_MAX_BTF = 180  # of the 256 files that a worker may hold (kvmd.worker.sandbox.SandboxLimits)
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 
 

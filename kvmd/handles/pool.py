@@ -117,9 +117,10 @@ class Pool:
             self._spare = self._start()
             self._spare.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def _take(self, run_as: RunAs | None) -> Worker:
-        if run_as is not None:
-            return await Worker.start(self._memory, self._timeout, run_as)
+    async def _take(self, files: ImageFiles) -> Worker:
+        """A worker for these files: the one that waits, or one made for them if they need other rights."""
+        if files.run_as is not None or files.writable:
+            return await Worker.start(self._memory, self._timeout, files.run_as, writable=files.writable)
         spare, self._spare = self._spare, None
         asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
         if spare is not None:
@@ -132,7 +133,7 @@ class Pool:
         return await self._start()
 
     async def _open(self, files: ImageFiles) -> tuple[Worker, str]:
-        worker = await self._take(files.run_as)
+        worker = await self._take(files)
         try:
             return worker, await worker.open(files.names, files.fds)
         except BaseException:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
-from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, Kind, OpenFrame, decode_error, frame
+from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, WRITABLE, Kind, OpenFrame, decode_error, frame
 
 log = logging.getLogger(__name__)
 
@@ -110,15 +110,20 @@ class Worker:
         self.protections = ""
 
     @classmethod
-    async def start(cls, memory: int, patience: float, run_as: RunAs | None = None) -> Worker:
+    async def start(
+        cls, memory: int, patience: float, run_as: RunAs | None = None, *, writable: bool = False
+    ) -> Worker:
         """Start a process and wait until it has given up its privileges.
 
         :param memory: its limit in bytes.
         :param run_as: whose rights it has; None: nobody's.
         :param patience: how many seconds one step may take before the process is killed.
+        :param writable: whether it may write to a file that it is given.
         :raises KvmError: WORKER_DIED, WORKER_HUNG.
         """
         arguments = [str(memory), str(os.getpid())]
+        if writable:
+            arguments.append(WRITABLE)
         if run_as is not None:
             arguments.append(run_as.encode())
         try:

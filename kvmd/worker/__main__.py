@@ -1,6 +1,7 @@
-"""A worker process: ``python -m kvmd.worker SOCKET MEMORY PARENT [CLIENT]``, started by the daemon, never by hand.
+"""A worker process: ``python -m kvmd.worker SOCKET MEMORY PARENT [CLIENT|writable]``, started by the daemon.
 
-CLIENT, for KVM_NO_FILES, is whose rights to take (:meth:`kvmd.worker.sandbox.Identity.decode`).
+CLIENT, for KVM_NO_FILES, is whose rights to take (:meth:`kvmd.worker.sandbox.Identity.decode`); ``writable`` lets it
+write at an offset of a file that it is given: /dev/mem, for the running kernel opened with O_RDWR.
 
 Imports everything it will ever need, gives up every privilege, says READY, then receives its files.
 """
@@ -14,6 +15,7 @@ from dataclasses import replace
 
 from kvmd.images.registry import open_image
 from kvmd.worker.loop import Loop
+from kvmd.worker.protocol import WRITABLE
 from kvmd.worker.sandbox import Identity, SandboxLimits, enter
 
 
@@ -21,7 +23,9 @@ def main() -> None:
     """Run on an inherited socket, within so many bytes of memory, as long as the parent lives."""
     fd, memory, parent = map(int, sys.argv[1:4])
     limits = SandboxLimits(memory=memory, parent=parent, keep=(0, 1, 2, fd))
-    if len(sys.argv) > 4:
+    if sys.argv[4:] == [WRITABLE]:
+        limits = replace(limits, writable=True)
+    elif len(sys.argv) > 4:
         limits = replace(limits, identity=Identity.decode(sys.argv[4]), threads=0)
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers

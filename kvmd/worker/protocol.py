@@ -36,6 +36,8 @@ HEADER = struct.Struct("<II")
 CURSOR = struct.Struct("<I")
 MAX_PAYLOAD = 64 << 20
 """The longest payload either side accepts."""
+WRITABLE = "writable"
+"""The worker's argument that makes it one that may write."""
 MAX_FILES = 253
 """The most descriptors of an OPEN frame: SCM_MAX_FD of Linux."""
 

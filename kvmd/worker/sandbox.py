@@ -88,7 +88,7 @@ class SandboxLimits:
 
     memory: int = 1 << 30
     address_space: int | None = None
-    files: int = 64
+    files: int = 256
     threads: int = 1024
     writable: bool = False
     uid: int | None = None
