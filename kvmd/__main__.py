@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
+import contextlib
 import os
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvmd import __version__
+from kvmd import __version__, log
 from kvmd.config import DEFAULT_PATH, DEFAULT_SOCKET, Config, ConfigError, load
 from kvmd.daemon import serve
 from kvmd.front.lock import ListenError
+
+
+def _seconds(word: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(word)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"{word!r} is not a time in seconds")
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -23,6 +30,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--config", metavar="FILE", help=f"configuration (default: {DEFAULT_PATH} if it exists)")
     add("--listen", metavar="TARGET", help=f"where to listen: unix:/path (default: unix:{DEFAULT_SOCKET})")
     add("--dump-dir", metavar="DIR", action="append", default=[], help="serve DIR, not the configured directories")
+    add("--idle-exit", metavar="SECONDS", type=_seconds, help="exit after so long without clients (under systemd)")
     add("--check-config", action="store_true", help="check the configuration and exit")
     add("--version", action="version", version=f"kvmd {__version__}")
     return parser.parse_args(words)
@@ -48,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
     :returns: 0 after SIGTERM or SIGINT, 1 if it can't run, 2 for wrong usage or configuration.
     """
     options = _arguments(words)
-    logging.basicConfig(format="kvmd: %(message)s", level=logging.INFO, stream=sys.stderr)
+    log.start()
     try:
         config = _settle(options)
     except ConfigError as wrong:
@@ -58,8 +66,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"{options.config or 'configuration'}: {len(config.policy.rules)} rules, no errors")
         return 0
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what passes through may be secret
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1024 is 250 connections
     try:
-        asyncio.run(serve(config, options.config))
+        asyncio.run(serve(config, options.config, options.idle_exit))
     except (ListenError, OSError, RuntimeError) as failure:
         print(f"kvmd: {failure}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from contextlib import AsyncExitStack
+from functools import partial
 
 from kvmd.access.audit import Audit
 from kvmd.config import Config, ConfigError, load
@@ -18,6 +19,7 @@ from kvmd.front.private import private_directory
 from kvmd.front.relay import Front
 from kvmd.handles.pool import Pool
 from kvmd.handles.table import Table
+from kvmd.notify import Notifier, feed, idle
 from kvmd.opener import Opener
 from kvmd.rpc.server import Server
 from kvmd.sessions import Sessions
@@ -32,10 +34,12 @@ class Daemon:
     """One running daemon.
 
     :param config_path: what SIGHUP reads again; None if there is no file.
+    :param idle_exit: after how many seconds without clients to end; None: never.
     """
 
-    def __init__(self, config: Config, config_path: str | None) -> None:
-        self._config, self._config_path = config, config_path
+    def __init__(self, config: Config, config_path: str | None, idle_exit: float | None = None) -> None:
+        self._config, self._config_path, self._idle_exit = config, config_path, idle_exit
+        self._notify = Notifier()
         self._stop = asyncio.Event()
         limits = config.limits
         self._peers = Peers()
@@ -43,7 +47,7 @@ class Daemon:
         self._pool = Pool(
             most=limits.workers, memory=limits.worker_memory, timeout=limits.worker_timeout, linger=limits.worker_linger
         )
-        table = Table(most=limits.descriptors, most_per_owner=limits.descriptors_per_uid)
+        self._table = table = Table(most=limits.descriptors, most_per_owner=limits.descriptors_per_uid)
         opener = Opener(config.dumps.directories, config.dumps.kernels)
         self._sessions = Sessions(opener, config.policy, table, self._pool, self._audit)
 
@@ -59,6 +63,7 @@ class Daemon:
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         path, limits = self._config.listen.unix, self._config.limits
+        inherited = [each.socket for each in inherited_sockets()]  # first of all, so that no worker sees LISTEN_FDS
         lock = stack.enter_context(InstanceLock(path))
         private = stack.enter_context(private_directory(path))
         self._pool.prepare()
@@ -71,18 +76,44 @@ class Daemon:
             max_connections=limits.connections, max_per_uid=limits.connections_per_uid,
         )  # fmt: skip
         stack.callback(front.close)
-        sockets = [each.socket for each in inherited_sockets()] or [self._bind(path, lock, stack)]
+        sockets = inherited or [self._bind(path, lock, stack)]
+        # On a socket of its own: in systemd's, clients may have been waiting in a long queue.
+        front.serve(own := _own_socket(private))
+        await server.self_test(own.getsockname())
         for sock in sockets:
             front.serve(sock)
-        # A client who comes before this has passed gets NO_PEER_IDENTITY if it would have failed.
-        await server.self_test(sockets[0].getsockname())
         await server.serving(True)
         log.info("ready on unix:%s", path)
+        self._notify.ready("serving")
+        chores = self._attend(server, front, sockets[0].getsockname())
         await self._stop.wait()
+        for chore in chores:
+            chore.cancel()
         log.info("stopping")
+        self._notify.stopping()
         await server.serving(False)
         front.stop_accepting()
         await server.stop(GRACE)
+
+    def _attend(self, server: Server, front: Front, path: str) -> list[asyncio.Task[None]]:
+        """Feed the watchdog, and look whether anybody still is there.
+
+        The self-check is a call through the public socket. From here to the stop its answer can only be SERVING.
+        """
+        tasks = [asyncio.ensure_future(feed(self._notify, partial(server.self_test, path)))]
+        if self._idle_exit is not None:
+
+            def leave() -> None:
+                front.stop_accepting()  # who connects from here on waits in systemd's socket for the next daemon
+                log.info("nobody has been here for %g s", self._idle_exit)
+                self._stop.set()
+
+            tasks.append(asyncio.ensure_future(idle(self._idle_exit, self._busy, leave)))
+        return tasks
+
+    def _busy(self) -> bool:
+        """Whether there is a client, or a descriptor of one that may come back; the self-check is no client."""
+        return len(self._table) > 0 or any(each.peer.pid != os.getpid() for each in self._peers)
 
     def _bind(self, path: str, lock: InstanceLock, stack: AsyncExitStack) -> socket.socket:
         mode = self._config.listen.mode
@@ -93,15 +124,30 @@ class Daemon:
 
     def _reload(self) -> None:
         """Take the policy of the configuration file, or keep the one there is if the new one is wrong."""
+        self._notify.reloading()
         try:
             policy = load(self._config_path).policy
         except ConfigError as wrong:
             log.error("not reloaded, the policy stays as it was: %s", wrong)
+            self._notify.ready(f"serving by the old policy, the new one is wrong: {wrong}")
             return
         self._sessions.policy = policy
         log.info("policy reloaded: %d rules", len(policy.rules))
+        self._notify.ready("serving")
 
 
-async def serve(config: Config, config_path: str | None) -> None:
+def _own_socket(private: str) -> socket.socket:
+    """A listening socket beside grpc's private one, in the directory that nobody else can enter."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(os.path.join(os.path.dirname(private), "self"))
+        sock.listen()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def serve(config: Config, config_path: str | None, idle_exit: float | None = None) -> None:
     """Run a daemon to its end."""
-    await Daemon(config, config_path).run()
+    await Daemon(config, config_path, idle_exit).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from kvmd.v1 import bounds_pb2
 Check = Callable[[Message], None]
 MOST_READV_BYTES = 16 << 20
 """What the lengths of one ReadV's ranges may add up to."""
+_NEWER = 4096
+"""What the fields of a newer client may add to a request."""
 
 
 def _wrong(field: FieldDescriptor, bound: str, limit: int) -> KvmError:
@@ -67,6 +70,26 @@ def _checks(kind: Descriptor) -> tuple[Check, ...]:
     return tuple(check for field in kind.fields if (check := _field_check(field)) is not None)
 
 
+def _most_bytes(kind: Descriptor) -> float:
+    """The longest that a message within its bounds can be."""
+    return sum(_most_of(field) for field in kind.fields)
+
+
+def _most_of(field: FieldDescriptor) -> float:
+    options, head = _options(field), 6  # a tag and a length
+    items = (options[bounds_pb2.max_items] or math.inf) if field.is_repeated else 1
+    if field.message_type is not None:
+        return items * (_most_bytes(field.message_type) + head)
+    if field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
+        return items * ((options[bounds_pb2.max_bytes] or math.inf) + head)
+    return items * (10 + head)  # a varint of 64 bits
+
+
+@cache
+def _most_raw(kind: Descriptor) -> float:
+    return _most_bytes(kind) + _NEWER
+
+
 Request = TypeVar("Request", bound=Message)
 
 
@@ -75,6 +98,10 @@ def parse(kind: type[Request], raw: bytes) -> Request:
 
     :raises KvmError: FIELD_OUT_OF_BOUNDS, naming field and bound; BAD_ARGUMENT for bytes that are no such message.
     """
+    if len(raw) > _most_raw(kind.DESCRIPTOR):  # a million empty items take their time to be counted
+        name, limit = kind.DESCRIPTOR.full_name, int(_most_raw(kind.DESCRIPTOR))
+        message = f"{name.removeprefix('kvmd.v1.')}: length in bytes is at most {limit}"
+        raise error(Reason.FIELD_OUT_OF_BOUNDS, message, field=name, bound="length in bytes", limit=limit)
     try:
         request = kind.FromString(raw)
     except DecodeError:
