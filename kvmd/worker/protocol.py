@@ -29,7 +29,7 @@ from enum import IntEnum
 from google.protobuf.message import DecodeError
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import Kind as Image
+from kvmd.images.base import Kind as ImageKind
 from kvmd.v1 import error_pb2
 
 HEADER = struct.Struct("<II")
@@ -92,7 +92,7 @@ class OpenFrame:
         key of :attr:`kvmd.images.base.Files.extra`.
     """
 
-    kind: Image
+    kind: ImageKind
     files: tuple[tuple[str, str], ...]
     writable: bool = False
 
@@ -104,7 +104,7 @@ class OpenFrame:
     def decode(cls, payload: bytes) -> OpenFrame:
         """From a payload."""
         kind, files, writable = json.loads(payload)
-        return cls(Image(kind), tuple((role, name) for role, name in files), writable)
+        return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable)
 
 
 def encode_error(failure: KvmError) -> error_pb2.Error:

@@ -6,7 +6,7 @@ kernel's section bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -118,11 +118,6 @@ def vmcoreinfo_lookup(info: VmcoreInfo) -> Lookup:
         return Found(name, known[name], 0, kind | N_EXT, symbol_pb2.SYMBOL_SOURCE_VMCOREINFO)
 
     return lookup
-
-
-def table_lookup(table: Mapping[str, Found]) -> Lookup:
-    """Look names up in a table."""
-    return table.get
 
 
 def as_drgn(found: Found) -> Symbol:
