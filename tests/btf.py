@@ -6,16 +6,18 @@ import struct
 
 
 class Builder:
-    """Types are numbered from 1 in the order in which they are added."""
+    """Types are numbered from 1, or from where the base's end, in the order in which they are added."""
 
-    def __init__(self) -> None:
-        self.strings = bytearray(b"\0")
+    def __init__(self, base: Builder | None = None) -> None:
+        self.first = base.first + len(base.types) if base else 1
+        self.first_string = base.first_string + len(base.strings) if base else 0
+        self.strings = bytearray(b"" if base else b"\0")
         self.types: list[bytes] = []
 
     def name(self, text: str) -> int:
         if not text:
             return 0
-        at = len(self.strings)
+        at = self.first_string + len(self.strings)
         self.strings += text.encode() + b"\0"
         return at
 
@@ -23,7 +25,7 @@ class Builder:
         """``value`` is the size or type; ``extra`` the words after it; info: vlen, flag."""
         word = kind << 24 | info.get("vlen", 0) | info.get("flag", 0) << 31
         self.types.append(struct.pack(f"<{3 + len(extra)}I", self.name(name), word, value, *extra))
-        return len(self.types)
+        return self.first + len(self.types) - 1
 
     def integer(self, name: str, size: int, encoding: int = 0) -> int:
         return self.add(1, name, size, (encoding << 24 | size * 8,))

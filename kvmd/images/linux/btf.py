@@ -1,7 +1,8 @@
 """BTF, the kernel's description of its own types, parsed from hostile bytes. Pure.
 
 Source: Documentation/bpf/btf.rst, Linux 6.12 (version 1, kinds 1 to 19). All ids, string offsets and counts are
-checked where they are used; the index holds one word a type and is made in one pass.
+checked where they are used; the index holds one word a type and is made in one pass. A module's BTF is split: its ids
+and string offsets go on where those of its base, the kernel's, end (kernel/bpf/btf.c, btf_parse_module).
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ def _corrupt(message: str) -> KvmError:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A type as it stands. ``value`` is its size in bytes or the id it refers to, by kind."""
+    """A type as it stands. ``value`` is its size in bytes or the id it refers to, by kind.
+
+    :ivar words: the section that it stands in.
+    :ivar at: the word there that follows the common three.
+    """
 
     id: int
     kind: Kind
@@ -78,6 +83,7 @@ class Record:
     vlen: int
     flag: bool
     value: int
+    words: tuple[int, ...]
     at: int
 
 
@@ -92,12 +98,16 @@ class Member:
 
 
 class Btf:
-    """One BTF blob (not a split one).
+    """One BTF blob.
 
+    :param base: what a module's BTF goes on from.
     :raises KvmError: CORRUPT_DATA here and from every method, and nothing else.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, base: Btf | None = None) -> None:
+        self._base = base
+        self._first_id = len(base) if base else 0
+        self._first_offset = base.string_end if base else 0
         if len(data) < 24 or len(data) > MAX_SIZE:
             raise _corrupt("its size")
         magic, version, _, length, type_off, type_len, str_off, str_len = struct.unpack_from("<HBBIIIII", data)
@@ -108,7 +118,9 @@ class Btf:
             raise _corrupt("its sections")
         self._words: tuple[int, ...] = struct.unpack_from(f"<{type_len // 4}I", data, types)
         self._strings = data[strings : strings + str_len]
-        if not self._strings or self._strings[0] or self._strings[-1]:
+        if self._strings[-1:] != b"\0" and not (base and not str_len):
+            raise _corrupt("its strings")
+        if not base and self._strings[0]:
             raise _corrupt("its strings")
         self._index()
 
@@ -118,14 +130,14 @@ class Btf:
         for extra, (size, each) in _EXTRA.items():
             fixed[extra], per[extra] = size, each
         named = [number in _NAMED for number in range(32)]
-        words, count = self._words, len(self._words)
-        starts, names = array("I", [0]), dict[int, int]()
+        words, count, first = self._words, len(self._words), self._first_id
+        starts, names = array("I", [] if self._base else [0]), dict[int, int]()
         at = 0
         while at + 3 <= count:
             info = words[at + 1]
             kind = info >> 24 & 31
             if named[kind] and words[at]:
-                names.setdefault(words[at] << 5 | kind, len(starts))
+                names.setdefault(words[at] << 5 | kind, first + len(starts))
             starts.append(at)
             at += 3 + fixed[kind] + per[kind] * (info & 0xFFFF)
         if at != count:
@@ -134,73 +146,91 @@ class Btf:
 
     def __len__(self) -> int:
         """One more than the highest type id."""
-        return len(self._starts)
+        return self._first_id + len(self._starts)
 
-    def _name(self, offset: int) -> str:
-        if offset >= len(self._strings):
+    @property
+    def string_end(self) -> int:
+        """One more than the highest string offset."""
+        return self._first_offset + len(self._strings)
+
+    def string(self, offset: int) -> str:
+        """Return the string at an offset, the base's or this one's."""
+        if self._base and offset < self._first_offset:
+            return self._base.string(offset)
+        at = offset - self._first_offset
+        if at >= len(self._strings):
             raise _corrupt("a string offset")
-        return self._strings[offset : self._strings.index(b"\0", offset)].decode("utf-8", "replace")
+        return self._strings[at : self._strings.index(b"\0", at)].decode("utf-8", "replace")
 
     @cached_property
     def _string_offsets(self) -> dict[bytes, int]:
         strings = self._strings.split(b"\0")[:-1]
-        offsets = accumulate((len(s) + 1 for s in strings), initial=0)
+        offsets = accumulate((len(s) + 1 for s in strings), initial=self._first_offset)
         return dict(zip(strings, offsets, strict=False))
+
+    def string_offsets(self, name: bytes) -> Iterator[int]:
+        """Give the offsets at which a string stands, the base's first."""
+        if self._base:
+            yield from self._base.string_offsets(name)
+        if name in self._string_offsets:
+            yield self._string_offsets[name]
 
     def record(self, type_id: int) -> Record:
         """Return a type by its id; 0 is void."""
         if type_id == 0:
-            return Record(0, Kind.VOID, "", 0, False, 0, 0)
-        if not 0 < type_id < len(self._starts):
+            return Record(0, Kind.VOID, "", 0, False, 0, (), 0)
+        if self._base and type_id < self._first_id:
+            return self._base.record(type_id)
+        if not 0 < type_id < len(self):
             raise _corrupt(f"type id {type_id}")
-        at = self._starts[type_id]
+        at = self._starts[type_id - self._first_id]
         name, info, value = self._words[at : at + 3]
         try:
             kind = Kind(info >> 24 & 31)
         except ValueError:
             raise _corrupt(f"kind {info >> 24 & 31}") from None
-        return Record(type_id, kind, self._name(name), info & 0xFFFF, bool(info >> 31), value, at + 3)
+        return Record(type_id, kind, self.string(name), info & 0xFFFF, bool(info >> 31), value, self._words, at + 3)
 
     def find(self, name: str, *kinds: Kind) -> int | None:
-        """Return the id of the first type of a name among kinds, or None."""
-        offset = self._string_offsets.get(name.encode("utf-8", "replace"))
-        if not offset:
-            return None
-        found = (self._names.get(offset << 5 | kind) for kind in kinds)
-        return next((type_id for type_id in found if type_id), None)
+        """Return the id of the first type of a name among kinds, or None; the base's come last."""
+        for offset in self.string_offsets(name.encode("utf-8", "replace")):
+            found = (self._names.get(offset << 5 | kind) for kind in kinds)
+            if type_id := next(filter(None, found), None):
+                return type_id
+        return self._base.find(name, *kinds) if self._base else None
 
     def word(self, record: Record, index: int = 0) -> int:
         """Return a word after the common three: INT's encoding, ARRAY's three, VAR's linkage."""
-        return self._words[record.at + index]
+        return record.words[record.at + index]
 
     def members(self, record: Record) -> Iterator[Member]:
         """Walk the members of a STRUCT or UNION."""
         for at in range(record.at, record.at + 3 * record.vlen, 3):
-            name, type_id, offset = self._words[at : at + 3]
+            name, type_id, offset = record.words[at : at + 3]
             bits = offset >> 24 if record.flag else 0
-            yield Member(self._name(name), type_id, offset & 0xFFFFFF if record.flag else offset, bits)
+            yield Member(self.string(name), type_id, offset & 0xFFFFFF if record.flag else offset, bits)
 
     def enumerators(self, record: Record) -> Iterator[tuple[str, int]]:
         """Walk the (name, value) of an ENUM or ENUM64, signed where the flag says so."""
         wide = record.kind is Kind.ENUM64
         step, bits = (3, 64) if wide else (2, 32)
         for at in range(record.at, record.at + step * record.vlen, step):
-            value = self._words[at + 1] | (self._words[at + 2] << 32 if wide else 0)
+            value = record.words[at + 1] | (record.words[at + 2] << 32 if wide else 0)
             if record.flag and value >> (bits - 1):
                 value -= 1 << bits
-            yield self._name(self._words[at]), value
+            yield self.string(record.words[at]), value
 
     def parameters(self, record: Record) -> Iterator[tuple[str, int]]:
         """Walk the (name, type id) of a FUNC_PROTO; a variadic one ends with ("", 0)."""
         for at in range(record.at, record.at + 2 * record.vlen, 2):
-            yield self._name(self._words[at]), self._words[at + 1]
+            yield self.string(record.words[at]), record.words[at + 1]
 
     @cached_property
     def constants(self) -> dict[str, int]:
-        """Every enumerator's name, and the id of the first enumeration that has it."""
+        """Every enumerator's name, and the id of the first enumeration that has it; the base's are left out."""
         found: dict[str, int] = {}
-        for type_id in range(1, len(self._starts)):
-            if self._words[self._starts[type_id] + 1] >> 24 & 31 in (Kind.ENUM, Kind.ENUM64):
+        for type_id, start in enumerate(self._starts, self._first_id):
+            if type_id and self._words[start + 1] >> 24 & 31 in (Kind.ENUM, Kind.ENUM64):
                 for name, _ in self.enumerators(self.record(type_id)):
                     found.setdefault(name, type_id)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +11,13 @@ from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, Type, Typ
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import CHUNK, File
+from kvmd.images.base import File
 from kvmd.images.linux.btf import MAX_SIZE, Btf
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
-from kvmd.images.linux.memory import Memory
+from kvmd.images.linux.memory import Memory, in_chunks
 from kvmd.images.linux.modsyms import module_symbols
+from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
 from kvmd.images.linux.program import Dump
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
@@ -29,10 +30,12 @@ class Sources:
 
     :ivar symbols: the kernel's and its modules' symbols; may raise NO_SYMBOLS when it is asked.
     :ivar btf: gives the kernel's BTF; raises KvmError if it can't, and memory is tried.
+    :ivar module_btf: give each module's.
     """
 
     symbols: SymbolTable | None = None
-    btf: Callable[[], bytes] | None = None
+    btf: Blob | None = None
+    module_btf: tuple[Blob, ...] | None = None
 
 
 class Kernel:
@@ -165,8 +168,7 @@ class Kernel:
         length = stop.value - start.value
         if not 0 < length <= MAX_SIZE:
             raise error(Reason.CORRUPT_DATA, "the kernel's BTF makes no sense: its bounds")
-        pieces = range(start.value, stop.value, CHUNK)
-        return b"".join(self.memory.kernel(at, min(CHUNK, stop.value - at)) for at in pieces)
+        return in_chunks(self.memory.kernel, start.value, length)
 
     @cached_property
     def _try_types(self) -> Types | None:
@@ -176,16 +178,33 @@ class Kernel:
             return None
 
     @cached_property
+    def _module_types(self) -> ModuleTypes:
+        return ModuleTypes(self.prog, self._types, self._module_btf)
+
+    def _module_btf(self) -> Iterable[Blob]:
+        if self._sources.module_btf is not None:
+            return self._sources.module_btf
+        head = self.builtin("btf_modules")
+        return blobs_in_memory(self.prog, head.value, self.memory.kernel) if head else ()
+
+    @cached_property
     def _variables(self) -> Variables:
         return Variables(self.prog, self._types, self.builtin)
 
     def _find_type(self, prog: Program, kinds: TypeKindSet, name: str, filename: str | None) -> Type | None:
         types = None if self._loading else self._try_types
-        return types.find(prog, kinds, name, filename) if types else None
+        if types is None:
+            return None
+        return types.find(prog, kinds, name, filename) or self._module_types.find(prog, kinds, name, filename)
 
     def _find_object(self, prog: Program, name: str, flags: FindObjectFlags, filename: str | None) -> Object | None:
         types = None if self._loading else self._try_types
-        return self._variables.find(prog, name, flags, filename) if types else None
+        if types is None:
+            return None
+        found = self._variables.find(prog, name, flags, filename)
+        if found is None and flags & FindObjectFlags.CONSTANT:
+            found = self._module_types.constant(name)
+        return found
 
     def _find_symbols(self, _prog: Program, name: str | None, address: int | None, _one: bool) -> list[Symbol]:
         if self._loading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import Files
@@ -36,7 +36,12 @@ class LiveImage(LinuxImage):
         btf, kallsyms = files.extra.get("btf/vmlinux"), files.extra.get("kallsyms")
         if kallsyms is not None:
             self._table = LiveKallsyms(kallsyms, ModuleList(Memory(dump).kernel, self._modules_head).state)
-        sources = Sources(self._table, (lambda: whole(btf, MAX_SIZE)) if btf else None)
+        modules = [file for role, file in files.extra.items() if role.startswith("btf/") and file is not btf]
+        sources = Sources(
+            self._table,
+            partial(whole, btf, MAX_SIZE) if btf else None,
+            tuple(partial(whole, file, MAX_SIZE) for file in modules) if modules else None,
+        )
         return Kernel(dump, files.exec, sources)
 
     def _modules_head(self) -> int | None:

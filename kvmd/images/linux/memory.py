@@ -20,9 +20,14 @@ _TEXT = {
     Reason.SHORT_FILE: "the dump file ends before the page at {:#x}",
     Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
 }
-
-
 _TRIES = 8
+
+Read = Callable[[int, int], bytes]
+
+
+def in_chunks(read: Read, address: int, length: int) -> bytes:
+    """Read any length with what reads at most a chunk."""
+    return b"".join(read(address + at, min(CHUNK, length - at)) for at in range(0, length, CHUNK))
 
 
 class Memory:

@@ -6,13 +6,13 @@ Source: Linux include/linux/module.h (struct mod_kallsyms; typetab since 5.2) an
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from drgn import Object, Program
 from drgn.helpers.linux.module import for_each_module
 
 from kvmd.errors import KvmError
-from kvmd.images.base import CHUNK
+from kvmd.images.linux.memory import Read, in_chunks
 from kvmd.images.linux.symbols import N_BSS, N_DATA, N_EXT, N_TEXT, Found
 from kvmd.v1 import symbol_pb2
 
@@ -20,8 +20,6 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 _MAX_SYMBOLS = 1 << 17
 _MAX_MODULES = 1 << 12
 _LETTERS = {"t": N_TEXT, "w": N_TEXT, "b": N_BSS}
-
-Read = Callable[[int, int], bytes]
 
 
 def module_symbols(prog: Program, read: Read) -> dict[str, Found]:
@@ -47,7 +45,7 @@ def _symbols(module: Object, read: Read) -> Iterator[Found]:
         return
     count = min(table.num_symtab.value_(), _MAX_SYMBOLS)
     name = module.name.string_().decode("utf-8", "replace")
-    data = _long(read, table.symtab.value_(), count * _SYMBOL.size)
+    data = in_chunks(read, table.symtab.value_(), count * _SYMBOL.size)
     letters = read(table.typetab.value_(), count) if table[0].type_.has_member("typetab") else b""
     rows = list(_SYMBOL.iter_unpack(data))
     strings = _strings(read, table.strtab.value_(), max((row[0] for row in rows), default=0))
@@ -62,14 +60,9 @@ def _symbols(module: Object, read: Read) -> Iterator[Found]:
         yield Found(text.decode("utf-8", "replace"), value, size, kind | external, source, name)
 
 
-def _long(read: Read, address: int, length: int) -> bytes:
-    pieces = (read(address + at, min(CHUNK, length - at)) for at in range(0, length, CHUNK))
-    return b"".join(pieces)
-
-
 def _strings(read: Read, address: int, last: int) -> bytes:
     """Read a string table up to the end of the string at offset ``last``."""
-    data = _long(read, address, min(last, 16 << 20))
+    data = in_chunks(read, address, min(last, 16 << 20))
     while len(data) - last < 512:
         data += read(address + len(data), 64)
         if b"\0" in data[last:]:

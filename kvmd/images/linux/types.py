@@ -48,11 +48,15 @@ def _corrupt(message: str) -> KvmError:
 
 
 class Types:
-    """The types of one BTF blob in one Program."""
+    """The types of one BTF blob in one Program.
 
-    def __init__(self, prog: Program, btf: Btf) -> None:
+    :param base: the types that a module's go on from; what is one type there is one type here.
+    """
+
+    def __init__(self, prog: Program, btf: Btf, base: Types | None = None) -> None:
         self._prog = prog
         self.btf = btf
+        self._base = base
         self._known: dict[int, Type] = {}
         self._builders: dict[Kind, Callable[[Record, int], Type]] = {
             Kind.VOID: lambda record, depth: prog.void_type(),
@@ -71,6 +75,14 @@ class Types:
             Kind.FUNC_PROTO: self._function,
         }
 
+    def constant(self, name: str) -> Object | None:
+        """Find an enumerator, as an object of its enumeration."""
+        type_id = self.btf.constants.get(name)
+        if type_id is None:
+            return None
+        values = dict(self.btf.enumerators(self.btf.record(type_id)))
+        return Object(self._prog, self.type(type_id), values[name])
+
     def find(self, _prog: Program, kinds: TypeKindSet, name: str, _filename: str | None) -> Type | None:
         """Find a type by name; the signature is that of drgn's type finders."""
         for kind, wanted in _KINDS.items():
@@ -85,6 +97,8 @@ class Types:
 
         :raises KvmError: CORRUPT_DATA if BTF contradicts itself.
         """
+        if self._base and type_id < len(self._base.btf):
+            return self._base.type(type_id, depth)
         known = self._known.get(type_id)
         if known is not None:
             return known

@@ -126,8 +126,8 @@ class Variables:
 
     def find(self, prog: Program, name: str, flags: FindObjectFlags, _filename: str | None) -> Object | None:
         """Find a constant, function or variable; the signature is that of drgn's object finders."""
-        if flags & FindObjectFlags.CONSTANT and (type_id := self._types.btf.constants.get(name)) is not None:
-            return self._constant(name, type_id)
+        if flags & FindObjectFlags.CONSTANT and (constant := self._types.constant(name)) is not None:
+            return constant
         place = self._symbol(name)
         if place is None:
             return None
@@ -143,11 +143,6 @@ class Variables:
         if function is not None:
             return self._types.type(function)
         return self._prog.function_type(self._prog.void_type(), ())
-
-    def _constant(self, name: str, type_id: int) -> Object | None:
-        enum = self._types.type(type_id)
-        values = dict(self._types.btf.enumerators(self._types.btf.record(type_id)))
-        return Object(self._prog, enum, values[name])
 
     def _type(self, name: str, size: int) -> Type | None:
         variable = self._types.btf.find(name, Kind.VAR)
