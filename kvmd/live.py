@@ -109,7 +109,8 @@ def _failure(path: str, e: OSError, root: str) -> KvmError:
         return error(Reason.SOURCE_IO, f"{path}: {e.strerror}", **words)
     level = _lockdown(root)
     if e.errno == errno.EPERM and (level == "confidentiality" or (level == "integrity" and path == "/dev/mem")):
-        message = f"{path}: kernel lockdown ({level}) forbids it; only a boot with lockdown=none or less lifts that"
+        instead = "a crash dump" if level == "confidentiality" else "/proc/kcore, which it leaves readable,"
+        message = f"{path}: kernel lockdown ({level}) forbids it; use {instead} or boot with a lower lockdown="
         return error(Reason.LOCKDOWN, message, lockdown=level, **words)
     needs = "CAP_SYS_RAWIO" if e.errno == errno.EPERM else "root's uid, or CAP_DAC_OVERRIDE and CAP_SYS_RAWIO"
     return error(Reason.SOURCE_ACCESS, f"{path}: {e.strerror}: the daemon needs {needs} to open it", **words)

@@ -15,16 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from live_access import ACCESS
+from live_freebsd import FREEBSD
+from live_lockdown import LOCKDOWN
 from live_memory import MEMORY
 from live_processes import PROCESSES
 from live_symbols import SYMBOLS
 from live_system import SYSTEM
+from live_types import TYPES
 
 from guest import Daemon
 
 Check = Callable[[], str]
-# New checks are added to a table of their own file, or here; those of /dev/mem come last: they change this kernel.
-CHECKS: dict[str, Check] = {**SYMBOLS, **PROCESSES, **SYSTEM, **ACCESS, **MEMORY}
+# New checks are added to a table of their own file, or here; those of /dev/mem and of lockdown come last, for they
+# change this kernel.
+CHECKS: dict[str, Check] = {**SYMBOLS, **TYPES, **PROCESSES, **SYSTEM, **ACCESS, **FREEBSD, **MEMORY, **LOCKDOWN}
 
 
 def say(text: str) -> None:
