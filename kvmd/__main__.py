@@ -65,6 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.check_config:
         print(f"{options.config or 'configuration'}: {len(config.policy.rules)} rules, no errors")
         return 0
+    log.start(config.log.level, config.log.format)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what passes through may be secret
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1024 is 250 connections

@@ -34,6 +34,13 @@ class Listen:
     unix: str = DEFAULT_SOCKET
     # Who may connect at all; what they may do is the policy's business. None: 0666 for root's daemon, else 0600.
     mode: int | None = None
+    # The admin service's own socket, 0600. None: beside ``unix``, as /run/kvmd/kvmd-admin.sock; empty: no such service.
+    admin: str | None = None
+
+    @property
+    def admin_path(self) -> str:
+        """Where the admin service listens; empty: nowhere."""
+        return os.path.splitext(self.unix)[0] + "-admin.sock" if self.admin is None else self.admin
 
     def __post_init__(self) -> None:
         if self.mode is not None and not 0 <= self.mode <= 0o777:
@@ -64,11 +71,21 @@ class Limits:
     descriptors: int = 4096
     descriptors_per_uid: int = 256
     workers: int = 32
+    workers_per_uid: int = 16
     concurrent_calls: int = 1024
-    # Each may hold some MiB that its client has not taken yet.
     calls_per_uid: int = 128
+    # Those of them that answer with a stream.
+    streams: int = 512
+    streams_per_uid: int = 64
+    # Of answers that their clients have not taken yet.
+    inflight_bytes: int = 1 << 30
+    inflight_bytes_per_uid: int = 256 << 20
+    calls_per_second: int = 20000
+    calls_per_second_per_uid: int = 5000
     # A worker's address space beyond what it holds before it opens the image.
     worker_memory: int = 4 << 30
+    # Its processor time, in all its life.
+    worker_cpu: int = 3600
     # The longest a worker may take for one step of a call before it is killed.
     worker_timeout: float = 30.0
     # How long a worker stays after its last descriptor was closed.
@@ -90,8 +107,57 @@ class Limits:
 class AuditSettings:
     """``[audit]``: where the record of who did what goes."""
 
-    # A file to append JSON lines to; empty: standard error, which systemd puts in the journal.
+    # A file to append JSON lines to. One that has been renamed is left, and a new one begun.
     file: str = ""
+    # Records as journal entries with fields of their own. None: if standard error is the journal.
+    journal: bool | None = None
+    # What can't be recorded is not done: opens and writes.
+    required: bool = True
+    # Reads are recorded once a descriptor has given out so many bytes, and when it is closed.
+    read_bytes: int = 64 << 20
+
+    def __post_init__(self) -> None:
+        if self.file and not os.path.isabs(self.file):
+            raise ValueError(f"file: {self.file!r} is not an absolute path")
+        if self.read_bytes < 1:
+            raise ValueError("read_bytes: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """``[live]``: the running kernel."""
+
+    # Whether its memory may be written, by those whom a rule gives ``write``.
+    writes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``[log]``: the daemon's own log, on standard error."""
+
+    level: str = "info"
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        for key, words in (("level", ("debug", "info", "warning", "error")), ("format", ("text", "json"))):
+            if getattr(self, key) not in words:
+                raise ValueError(f"{key}: must be one of {', '.join(words)}")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """``[metrics]``: where Prometheus may ask."""
+
+    # unix:/path, 127.0.0.1:PORT or [::1]:PORT; empty: nowhere.
+    listen: str = ""
+    # Of a Unix socket.
+    mode: int = 0o660
+
+    def __post_init__(self) -> None:
+        if self.listen and not re.fullmatch(r"unix:/.+|(127\.0\.0\.1|\[::1\]):[0-9]{1,5}", self.listen):
+            raise ValueError("listen: must be unix:/path, 127.0.0.1:PORT or [::1]:PORT")
+        if not 0 <= self.mode <= 0o777:
+            raise ValueError("mode: must be permission bits, 0 to 0o777")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +168,9 @@ class Config:
     dumps: Dumps = field(default_factory=Dumps)
     limits: Limits = field(default_factory=Limits)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    live: Live = field(default_factory=Live)
+    log: LogSettings = field(default_factory=LogSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     policy: Policy = field(default_factory=Policy)
 
 
@@ -142,8 +211,8 @@ def _value(kind: Any, value: Any) -> Any:
     wanted = tuple(item for item in get_args(kind) or (kind,) if item is not type(None))
     if wanted == (float,):
         wanted = (float, int)
-    if isinstance(value, bool) or not isinstance(value, wanted):
-        names = {str: "a string", int: "an integer", float: "a number"}
+    if isinstance(value, bool) != (wanted == (bool,)) or not isinstance(value, wanted):
+        names = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
         raise ValueError(f"must be {names[wanted[0]]}")
     return value
 
@@ -188,7 +257,15 @@ def _rules(source: _Source, tables: object) -> Policy:
     return Policy(tuple(rules))
 
 
-_SECTIONS = {"listen": Listen, "dumps": Dumps, "limits": Limits, "audit": AuditSettings}
+_SECTIONS = {
+    "listen": Listen,
+    "dumps": Dumps,
+    "limits": Limits,
+    "audit": AuditSettings,
+    "live": Live,
+    "log": LogSettings,
+    "metrics": MetricsSettings,
+}
 
 
 def parse(text: str, name: str) -> Config:

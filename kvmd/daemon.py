@@ -11,18 +11,24 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from kvmd.access.audit import Audit
+from kvmd.access.limits import Quotas
+from kvmd.access.sinks import chosen
 from kvmd.config import Config, ConfigError, load
+from kvmd.exposition import serving
 from kvmd.front.listener import bind_unix, inherited_sockets, unlink_socket
-from kvmd.front.lock import InstanceLock
+from kvmd.front.lock import InstanceLock, ListenError, check_path
 from kvmd.front.peers import Peers
 from kvmd.front.private import private_directory
 from kvmd.front.relay import Front
 from kvmd.handles.pool import Pool
+from kvmd.handles.process import Bounds
 from kvmd.handles.table import Table
+from kvmd.log import request_id
+from kvmd.metrics import Metrics
 from kvmd.notify import Notifier, feed, idle
 from kvmd.opener import Opener
 from kvmd.rpc.server import Server
-from kvmd.sessions import Sessions
+from kvmd.sessions import Rules, Sessions
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +49,15 @@ class Daemon:
         self._stop = asyncio.Event()
         limits = config.limits
         self._peers = Peers()
-        self._audit = Audit(config.audit.file)
-        self._pool = Pool(
-            most=limits.workers, memory=limits.worker_memory, timeout=limits.worker_timeout, linger=limits.worker_linger
-        )
-        self._table = table = Table(most=limits.descriptors, most_per_owner=limits.descriptors_per_uid)
+        self._quotas = quotas = Quotas(limits)
+        sinks = chosen(config.audit.file, config.audit.journal)
+        self._audit = Audit(sinks, required=config.audit.required, request=request_id.get)
+        bounds = Bounds(limits.worker_memory, limits.worker_cpu, limits.worker_timeout)
+        self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger)
+        self._table = table = Table(quotas["descriptors"])
         opener = Opener(config.dumps.directories, config.dumps.kernels)
-        self._sessions = Sessions(opener, config.policy, table, self._pool, self._audit)
+        self._sessions = Sessions(opener, table, self._pool, self._audit, _rules(config))
+        self._metrics = Metrics(quotas, self._pool, self._audit)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -68,12 +76,12 @@ class Daemon:
         private = stack.enter_context(private_directory(path))
         self._pool.prepare()
         stack.push_async_callback(self._pool.close)
-        server = Server(self._peers, self._sessions, limits)
+        server = Server(self._peers, self._sessions, self._metrics, limits)
         await server.start(private)
         stack.push_async_callback(server.stop, 0)
         front = Front(
-            self._peers, private, patience=limits.stall,
-            max_connections=limits.connections, max_per_uid=limits.connections_per_uid,
+            self._peers, private, self._quotas["connections"], patience=limits.stall,
+            on_connect=self._sessions.connected, own_pid=os.getpid(),
         )  # fmt: skip
         stack.callback(front.close)
         sockets = inherited or [self._bind(path, lock, stack)]
@@ -82,6 +90,9 @@ class Daemon:
         await server.self_test(own.getsockname())
         for sock in sockets:
             front.serve(sock)
+        if (admin := self._admin(stack)) is not None:
+            front.serve(admin, admin=True)
+        await stack.enter_async_context(serving(self._config.metrics, self._metrics.render))
         await server.serving(True)
         log.info("ready on unix:%s", path)
         self._notify.ready("serving")
@@ -122,18 +133,38 @@ class Daemon:
         stack.callback(unlink_socket, path, lock)
         return bind_unix(path, mode, lock)
 
+    def _admin(self, stack: AsyncExitStack) -> socket.socket | None:
+        """The admin service's socket, for root and the daemon's own user; None where there is to be none."""
+        path = self._config.listen.admin_path
+        if not path:
+            return None
+        try:
+            check_path(path)
+        except ListenError as wrong:
+            if self._config.listen.admin is not None:
+                raise
+            log.warning("no admin service: %s", wrong)
+            return None
+        lock = stack.enter_context(InstanceLock(path))
+        stack.callback(unlink_socket, path, lock)
+        return bind_unix(path, 0o600, lock)
+
     def _reload(self) -> None:
         """Take the policy of the configuration file, or keep the one there is if the new one is wrong."""
         self._notify.reloading()
         try:
-            policy = load(self._config_path).policy
+            rules = _rules(load(self._config_path))
         except ConfigError as wrong:
             log.error("not reloaded, the policy stays as it was: %s", wrong)
             self._notify.ready(f"serving by the old policy, the new one is wrong: {wrong}")
             return
-        self._sessions.policy = policy
-        log.info("policy reloaded: %d rules", len(policy.rules))
+        self._sessions.rules = rules
+        log.info("policy reloaded: %d rules", len(rules.policy.rules))
         self._notify.ready("serving")
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(config.policy, config.live.writes, config.audit.read_bytes)
 
 
 def _own_socket(private: str) -> socket.socket:

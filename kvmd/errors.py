@@ -60,12 +60,17 @@ class Reason(Enum):
     DESCRIPTOR_LIMIT = "DESCRIPTOR_LIMIT"
     CONNECTION_LIMIT = "CONNECTION_LIMIT"
     CALL_LIMIT = "CALL_LIMIT"
+    STREAM_LIMIT = "STREAM_LIMIT"
+    BYTES_LIMIT = "BYTES_LIMIT"
+    RATE_LIMIT = "RATE_LIMIT"
     WORKER_LIMIT = "WORKER_LIMIT"
     WORKER_DIED = "WORKER_DIED"
     WORKER_HUNG = "WORKER_HUNG"
     WORKER_MEMORY = "WORKER_MEMORY"
+    WORKER_CPU = "WORKER_CPU"
     WRITE_DEAD = "WRITE_DEAD"
     WRITE_READ_ONLY = "WRITE_READ_ONLY"
+    WRITES_OFF = "WRITES_OFF"
     NO_FILES = "NO_FILES"
     LOCKDOWN = "LOCKDOWN"
     STRICT_DEVMEM = "STRICT_DEVMEM"
@@ -249,13 +254,18 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_SUCH_DESCRIPTOR: Row(DescriptorError, "NOT_FOUND", E.EBADF, "{strerror}", "the descriptor is unknown, closed, or somebody else's"),
     Reason.DESCRIPTOR_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EMFILE, None, "too many open descriptors"),
     Reason.CONNECTION_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EUSERS, None, "too many connections"),
-    Reason.CALL_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many calls of one user under way at once"),
+    Reason.CALL_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many calls under way at once"),
+    Reason.STREAM_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many streams under way at once"),
+    Reason.BYTES_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many bytes of answers that their clients have not taken yet"),
+    Reason.RATE_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many calls in a second"),
     Reason.WORKER_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "too many images open at once"),
     Reason.WORKER_DIED: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process ended"),
     Reason.WORKER_HUNG: Row(UnavailableError, "UNAVAILABLE", E.EIO, None, "the image's worker process did not answer and was killed"),
     Reason.WORKER_MEMORY: Row(UnavailableError, "UNAVAILABLE", E.ENOMEM, None, "the image's worker process ran out of its memory"),
+    Reason.WORKER_CPU: Row(LimitError, "RESOURCE_EXHAUSTED", E.EAGAIN, None, "the image's worker process has used up its processor time"),
     Reason.WRITE_DEAD: Row(UnsupportedError, "UNIMPLEMENTED", E.EROFS, "kvm_write not implemented for dead kernels", "a dump can't be written"),
     Reason.WRITE_READ_ONLY: Row(AccessError, "PERMISSION_DENIED", E.EBADF, "kvm_write: {strerror}", "the descriptor was opened read-only"),
+    Reason.WRITES_OFF: Row(AccessError, "PERMISSION_DENIED", E.EROFS, _PATH, "writes to the running kernel are off in the configuration"),
     Reason.NO_FILES: Row(UnsupportedError, "FAILED_PRECONDITION", E.EINVAL, "kvm_open called with KVM_NO_FILES, can't use {call}", "the call needs kernel memory, and the descriptor was opened with KVM_NO_FILES"),
     Reason.LOCKDOWN: Row(SourceError, "FAILED_PRECONDITION", E.EPERM, _PATH, "kernel lockdown forbids the running kernel's memory"),
     Reason.STRICT_DEVMEM: Row(SourceError, "FAILED_PRECONDITION", E.EPERM, _PATH, "CONFIG_STRICT_DEVMEM forbids RAM through /dev/mem; use /proc/kcore (corefile None)"),

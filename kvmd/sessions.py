@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from kvmd import live
-from kvmd.access.audit import Audit, tag
+from kvmd.access.audit import Audit, Reads, tag
 from kvmd.access.policy import Decision, Policy
 from kvmd.errors import AccessError, KvmError, Reason, SourceNotFoundError, error
 from kvmd.front.peers import Connection
@@ -29,6 +29,29 @@ PROCFS_ENVIRONMENTS = "procfs:environments"
 """The same, opened by a caller who may read any environment: the worker can, so the policy is asked again each time."""
 _NOBODY = RunAs(65534, 65534)
 _OWN_VIEW = Decision(True, "built-in: the client's own view")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a reload replaces, all at once.
+
+    :ivar writes: whether the running kernel may be written at all.
+    :ivar read_bytes: how much a descriptor may give out before that is put on the record.
+    """
+
+    policy: Policy
+    writes: bool = False
+    read_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A write, as the record has it: where, how long, and SHA-256 (hexadecimal) of what is there and what is to be."""
+
+    address: int
+    length: int
+    old: str
+    new: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +86,21 @@ class _Gone:
 class Sessions:
     """Descriptors and their callers."""
 
-    def __init__(self, opener: Opener, policy: Policy, table: Table, pool: Pool, audit: Audit) -> None:
-        self._opener, self.policy, self._table, self._pool, self._audit = opener, policy, table, pool, audit
+    def __init__(self, opener: Opener, table: Table, pool: Pool, audit: Audit, rules: Rules) -> None:
+        self._opener, self._table, self._pool, self._audit, self.rules = opener, table, pool, audit, rules
+        self._reads: dict[str, Reads] = {}
+
+    def __iter__(self) -> Iterator[Descriptor]:
+        return iter(self._table)
+
+    def note(self, event: str, caller: Connection, **facts: object) -> None:
+        """Put on the record what is no open, read, write or close."""
+        self._audit.record(event, caller.peer, **facts)
+
+    def connected(self, caller: Connection) -> None:
+        """Put a connection on the record."""
+        status = "OK" if caller.refusal is None else caller.refusal.reason.value
+        self.note("connect", caller, status=status, admin=caller.admin)
 
     async def open(
         self, caller: Connection, *, execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int
@@ -77,12 +113,13 @@ class Sessions:
         facts: dict[str, object] = {"core": corefile, "exec": execfile, "flags": flags}
         with self._failures("open", caller, began, facts), ExitStack() as files:
             wanted = _understood(execfile, corefile, swapfiles, flags)
+            self._check_writes(wanted)
             if wanted.kind is Kind.PROCFS:
                 wanted = replace(wanted, name=self._view(caller))
             choice = self._choice(caller, wanted)
             self._table.room(caller.peer.identity)
             image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, choice, files))
-            entry = await self._pool.acquire(opened)
+            entry = await self._pool.acquire(opened, caller.peer.identity)
             try:
                 if caller.closed:
                     raise error(Reason.CANCELLED, "the client went away")
@@ -155,14 +192,36 @@ class Sessions:
             self._allowed(caller, descriptor.image, verbs)
         return descriptor
 
-    def writes(self, caller: Connection, descriptor: Descriptor, address: int, length: int) -> None:
-        """Put a write on the record before it is done.
+    @contextmanager
+    def writes(self, caller: Connection, descriptor: Descriptor, change: Change) -> Iterator[None]:
+        """Put a write on the record before it is done, and how it went after.
 
         :raises KvmError: INTERNAL if that can't be; it must not be done then.
         """
-        facts = {"image": descriptor.image, "descriptor": tag(descriptor.id)}
-        if not self._audit.record("write", caller.peer, **facts, address=address, length=length):
+        began = time.monotonic()
+        facts = {"image": descriptor.image, "descriptor": tag(descriptor.id), "address": f"{change.address:#x}"}
+        hashes = {"old_sha256": change.old, "new_sha256": change.new}
+        if not self._audit.record("write", caller.peer, **facts, length=change.length, **hashes):
             raise _unrecorded("write")
+        with self._failures("written", caller, began, facts):
+            yield
+        self._record("written", caller, began, facts, "OK")
+
+    def reads(self, caller: Connection, descriptor: Descriptor, count: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Count what a descriptor gives out, and put it on the record once it is much.
+
+        :param ranges: the (address, length) that were asked for.
+        """
+        reads = self._reads.get(descriptor.id)
+        if reads is None:
+            reads = self._reads[descriptor.id] = Reads()
+        reads.add(count, ranges)
+        if reads.bytes >= self.rules.read_bytes:
+            self._put_reads(caller, descriptor, reads)
+
+    def _put_reads(self, caller: Connection, descriptor: Descriptor, reads: Reads) -> None:
+        facts = {"image": descriptor.image, "descriptor": tag(descriptor.id)}
+        self._audit.record("read", caller.peer, **facts, **reads.taken())
 
     def close(self, caller: Connection, id: str) -> None:  # noqa: A002
         """Close a descriptor of the caller's."""
@@ -171,12 +230,28 @@ class Sessions:
     def _close(self, descriptor: Descriptor, caller: Connection) -> None:
         self._table.remove(descriptor)
         self._pool.release(descriptor.entry)
+        if (reads := self._reads.pop(descriptor.id, None)) is not None and reads.calls:
+            self._put_reads(caller, descriptor, reads)
         self._audit.record("close", caller.peer, image=descriptor.image, descriptor=tag(descriptor.id))
+
+    def take_away(self, name: str) -> bool:
+        """Close the descriptor of this :func:`~kvmd.access.audit.tag`, whosever it is; False if there is none."""
+        for descriptor in self._table:
+            if tag(descriptor.id) == name:
+                self._close(descriptor, descriptor.connection)
+                return True
+        return False
 
     def gone(self, caller: Connection) -> None:
         """Close what a connection leaves behind."""
         for descriptor in self._table.of(caller):
             self._close(descriptor, caller)
+
+    def _check_writes(self, wanted: Wanted) -> None:
+        if wanted.writable and not self.rules.writes:
+            path = "/dev/mem" if wanted.kind is Kind.MEM else "/proc/kcore"
+            message = f"{path}: writes to the running kernel are off; live.writes in the configuration turns them on"
+            raise error(Reason.WRITES_OFF, message, path=path, key="live.writes")
 
     def _allowed(self, caller: Connection, image: str, verbs: tuple[str, ...]) -> Decision:
         if image in (PROCFS, PROCFS_ENVIRONMENTS):
@@ -187,7 +262,7 @@ class Sessions:
             image = "live"
         decision = Decision(False, "default")
         for verb in verbs:
-            decision = self.policy.decide(caller.peer, image, verb)
+            decision = self.rules.policy.decide(caller.peer, image, verb)
             if not decision.allowed:
                 message = f"{image}: the policy does not allow {caller.peer.identity} to {verb} ({decision.rule})"
                 path = image.partition(":")[2] or image
@@ -197,7 +272,7 @@ class Sessions:
     def _view(self, caller: Connection) -> str:
         """The name of what KVM_NO_FILES opens for this caller."""
         local = caller.peer.cert is None
-        everything = local and self.policy.decide(caller.peer, "live", "environment").allowed
+        everything = local and self.rules.policy.decide(caller.peer, "live", "environment").allowed
         return PROCFS_ENVIRONMENTS if everything else PROCFS
 
     @contextmanager

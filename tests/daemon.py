@@ -86,7 +86,7 @@ def _await_ready(daemon: Daemon) -> None:
             raise AssertionError(f"kvmd did not start: {_said(daemon)}")
         if byte == b"\n":
             daemon.log.append(line)
-            if line.startswith(b"kvmd: ready"):
+            if b"ready on unix:" in line:
                 return
             line = b""
     raise AssertionError(f"kvmd was not ready after {READY} s: {_said(daemon)}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,3 +41,22 @@ def nothing_left(pid: int) -> Iterator[None]:
     before = descriptors(pid)
     yield
     eventually(lambda: descriptors(pid) <= before, 3)
+
+
+def as_user(uid: int, code: str, *words: object, groups: tuple[int, ...] = ()) -> object:
+    """Run Python code as another user, with libkvm imported and ``words`` as arguments; its ``answer`` comes back.
+
+    It becomes that user before it connects, not before it imports: the interpreter may be root's alone.
+    """
+    program = (
+        "import json, os, sys, libkvm.transports.grpc\n"
+        "from kvmd.v1 import kvm_service_pb2 as pb, kvm_service_pb2_grpc as rpc, memory_pb2\n"
+        f"os.setgroups({list(groups)!r}); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
+        "words = json.loads(sys.argv[1])\n"
+        f"{code}\n"
+        "json.dump(answer, sys.stdout)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([str(word) for word in words])], stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(run.stdout)

@@ -7,12 +7,13 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
 
 SERVICE = "kvmd.v1.KvmService"
+ADMIN = "kvmd.v1.AdminService"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +23,18 @@ class Call(Generic[Q, A]):
     :ivar name: the method's name.
     :ivar request: the message that is sent.
     :ivar answer: the message that comes back, once or as a stream.
+    :ivar service: the service that it is of.
     """
 
     name: str
     request: type[Q]
     answer: type[A]
+    service: str = SERVICE
 
     @property
     def path(self) -> str:
         """The HTTP/2 path of the method."""
-        return f"/{SERVICE}/{self.name}"
+        return f"/{self.service}/{self.name}"
 
 
 OPEN = Call("Open", kvm_service_pb2.OpenRequest, kvm_service_pb2.OpenResponse)
@@ -52,3 +55,9 @@ GET_CPU_TIMES = Call("GetCpuTimes", system_pb2.GetCpuTimesRequest, system_pb2.Ge
 GET_CPUS = Call("GetCpus", system_pb2.GetCpusRequest, system_pb2.GetCpusResponse)
 GET_SWAP_INFO = Call("GetSwapInfo", system_pb2.GetSwapInfoRequest, system_pb2.GetSwapInfoResponse)
 GET_FILES = Call("GetFiles", system_pb2.GetFilesRequest, system_pb2.GetFilesResponse)
+
+LIST_CONNECTIONS = Call("ListConnections", admin_pb2.ListConnectionsRequest, admin_pb2.ListConnectionsResponse, ADMIN)
+LIST_HANDLES = Call("ListHandles", admin_pb2.ListHandlesRequest, admin_pb2.ListHandlesResponse, ADMIN)
+LIST_WORKERS = Call("ListWorkers", admin_pb2.ListWorkersRequest, admin_pb2.ListWorkersResponse, ADMIN)
+CLOSE_ONE = Call("CloseOne", admin_pb2.CloseOneRequest, admin_pb2.CloseOneResponse, ADMIN)
+GET_STATS = Call("GetStats", admin_pb2.GetStatsRequest, admin_pb2.GetStatsResponse, ADMIN)

@@ -1,13 +1,15 @@
-"""The audit record: one JSON line an event, never contents of memory, never a descriptor id in clear."""
+"""The audit record: who did what, one record an event; never contents of memory, never a descriptor id in clear."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from kvmd.access.sinks import Sink
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +20,19 @@ class Who(Protocol):
     @property
     def identity(self) -> str: ...  # noqa: D102
     @property
+    def uid(self) -> int: ...  # noqa: D102
+    @property
     def gid(self) -> int: ...  # noqa: D102
     @property
     def pid(self) -> int: ...  # noqa: D102
     @property
     def exe(self) -> str | None: ...  # noqa: D102
+    @property
+    def start_time(self) -> int | None: ...  # noqa: D102
+    @property
+    def cgroup(self) -> str | None: ...  # noqa: D102
+    @property
+    def cert(self) -> str | None: ...  # noqa: D102
 
 
 def tag(descriptor: str) -> str:
@@ -30,51 +40,84 @@ def tag(descriptor: str) -> str:
     return hashlib.sha256(descriptor.encode()).hexdigest()[:12]
 
 
-class Audit:
-    """Appends records to a file, or to standard error. A record is written before the answer goes out.
+def _of(who: Who) -> dict[str, object]:
+    """What a record says of a peer: of one that came from afar, the certificate is all that is known."""
+    if who.cert is not None:
+        return {"peer": who.identity, "cert": who.cert}
+    return {
+        "peer": who.identity, "uid": who.uid, "gid": who.gid, "pid": who.pid, "exe": who.exe,
+        "start_time": who.start_time, "cgroup": who.cgroup,
+    }  # fmt: skip
 
-    JSON escapes every control character, so a name can't forge a line; one write(2) a record with
-    O_APPEND, so lines never mix.
+
+class Audit:
+    """Writes records to sinks, before the answer goes out.
 
     A sink that takes no more (a full disk) raises nothing: whoever must not go on without a record asks
     :meth:`record` whether there is one, and everybody else finishes what they have begun.
+
+    :param required: whether :meth:`record` says so; else losing a record stops nobody.
+    :param request: gives the id of the request that is being handled, or None.
     """
 
-    def __init__(self, path: str = "") -> None:
-        """Open the sink.
-
-        :param path: a file to append to; empty: standard error.
-        :raises OSError: if it can't be opened.
-        """
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.open(path, flags, 0o600) if path else os.dup(2)
-        self._prefix = b"" if path else b"audit: "
-        self._torn = False
+    def __init__(
+        self, sinks: Sequence[Sink], *, required: bool = True, request: Callable[[], str | None] = lambda: None
+    ) -> None:
+        self._sinks, self._required, self._request = sinks, required, request
+        self.written = self.lost = 0
 
     def record(self, event: str, who: Who, **facts: object) -> bool:
-        """Write one record: ``event`` is open, denied or close.
+        """Write one record: ``event`` is connect, open, denied, read, write, written or close.
 
-        :returns: whether it is written; if not, the log says why.
+        :returns: whether whoever needs it may go on: it is written to every sink, or need not be. The log says why not.
         """
-        line = {
-            "time": time.time(), "event": event,
-            "peer": who.identity, "gid": who.gid, "pid": who.pid, "exe": who.exe, **facts,
-        }  # fmt: skip
-        return self._write(self._prefix + json.dumps(line).encode() + b"\n")
+        record = {"time": time.time(), "event": event, **_of(who)}
+        if (request := self._request()) is not None:
+            record["request"] = request
+        record |= facts
+        written = [self._written(sink, record) for sink in self._sinks]  # to each, whatever the others do
+        good = all(written)
+        self.written += good
+        self.lost += not good
+        return good or not self._required
 
-    def _write(self, line: bytes) -> bool:
-        # What a full disk has cut off stays a line of its own, so that the next record is not lost with it.
-        rest = b"\n" + line if self._torn else line
+    @staticmethod
+    def _written(sink: Sink, record: dict[str, object]) -> bool:
         try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-                self._torn = bool(rest)
+            sink.write(record)
         except OSError as failure:
             log.error("an audit record is lost: %s", failure.strerror)
             return False
         return True
 
     def close(self) -> None:
-        """Close the sink; what is recorded after that is lost."""
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        """Close the sinks; what is recorded after that is lost."""
+        for sink in self._sinks:
+            sink.close()
+
+
+@dataclass(slots=True)
+class Reads:
+    """What has been read by a descriptor since that was last recorded: counts, and within which addresses."""
+
+    calls: int = 0
+    bytes: int = 0
+    _low: int | None = field(default=None)
+    _high: int = 0
+
+    def add(self, count: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Count one call's answer of so many bytes about these (address, length)."""
+        self.calls += 1
+        self.bytes += count
+        for address, length in ranges:
+            self._low = address if self._low is None else min(self._low, address)
+            self._high = max(self._high, address + length)
+
+    def taken(self) -> dict[str, object]:
+        """The facts for a record; counting starts anew."""
+        facts: dict[str, object] = {"calls": self.calls, "bytes": self.bytes}
+        if self._low is not None:
+            facts |= {"low": f"{self._low:#x}", "high": f"{self._high:#x}"}
+        self.calls = self.bytes = self._high = 0
+        self._low = None
+        return facts

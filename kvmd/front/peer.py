@@ -20,7 +20,7 @@ from kvmd import syscalls
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 _GROUPS_MAX = 65536  # NGROUPS_MAX of linux/limits.h
-_STAT_MAX = 4096  # a stat line is some 52 numbers and a name of 64 bytes at most
+_HEAD = 4096  # a stat line is some 52 numbers and a name of 64 bytes at most; a cgroup's path is seldom long
 
 
 class PeerGoneError(ConnectionError):
@@ -37,6 +37,7 @@ class Peer:
     :ivar groups: supplementary groups at connect(2).
     :ivar start_time: clock ticks since boot at which the process started, or None; for the record, not for decisions.
     :ivar exe: what /proc/PID/exe said, or None; for the record, not for decisions: a client chooses what it executes.
+    :ivar cgroup: its control group, which names the unit that it runs in, or None; for the record as well.
     :ivar cert: the name in a verified TLS certificate, for clients that came by TCP.
     """
 
@@ -46,6 +47,7 @@ class Peer:
     groups: tuple[int, ...] = ()
     start_time: int | None = None
     exe: str | None = None
+    cgroup: str | None = None
     cert: str | None = None
 
     @property
@@ -65,7 +67,7 @@ def credentials(sock: socket.socket) -> tuple[Peer, int | None]:
     groups = _groups(sock)
     pidfd = _pidfd(sock)
     try:
-        start_time, exe = _process(pid) if pid > 0 else (None, None)
+        start_time, exe, cgroup = _process(pid) if pid > 0 else (None, None, None)
         # Only now is it known that what was just read was of the peer and not of a pid's next owner.
         if pidfd is not None and exited(pidfd):
             raise PeerGoneError(errno.ESRCH, f"process {pid} connected and exited")
@@ -73,7 +75,7 @@ def credentials(sock: socket.socket) -> tuple[Peer, int | None]:
         if pidfd is not None:
             os.close(pidfd)
         raise
-    return Peer(uid, gid, pid, groups, start_time, exe), pidfd
+    return Peer(uid, gid, pid, groups, start_time, exe, cgroup), pidfd
 
 
 def exited(pidfd: int) -> bool:
@@ -109,29 +111,42 @@ def _groups(sock: socket.socket) -> tuple[int, ...]:
     return struct.unpack(f"={len(raw) // 4}I", raw)
 
 
-def _process(pid: int) -> tuple[int | None, str | None]:
-    """Start time and executable; None for what can't be read (another user's, hidepid, already gone)."""
+def _process(pid: int) -> tuple[int | None, str | None, str | None]:
+    """Start time, executable and control group; None for what can't be read (another user's, hidepid, already gone)."""
     try:
         directory = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return None, None
+        return None, None, None
     try:
-        return _start_time(directory), _exe(directory)
+        return _start_time(directory), _exe(directory), _cgroup(directory)
     finally:
         os.close(directory)
 
 
+def _head(directory: int, name: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, _HEAD)
+    finally:
+        os.close(fd)
+
+
 def _start_time(directory: int) -> int | None:
     try:
-        fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        try:
-            line = os.read(fd, _STAT_MAX)
-        finally:
-            os.close(fd)
+        line = _head(directory, "stat")
         # Field 2, the name, may hold spaces and parentheses; the last ")" ends it. Field 22 is the 20th after it.
         return int(line[line.rindex(b")") + 1 :].split()[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _cgroup(directory: int) -> str | None:
+    """The group of cgroups(7), version 2: the line of hierarchy 0."""
+    try:
+        lines = _head(directory, "cgroup").decode("utf-8", "backslashreplace").split("\n")
+    except OSError:
+        return None
+    return next((line[3:] for line in lines if line.startswith("0::")), None)
 
 
 def _exe(directory: int) -> str | None:

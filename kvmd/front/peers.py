@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
+from kvmd.errors import KvmError
 from kvmd.front.peer import Peer
 
 _log = logging.getLogger(__name__)
@@ -24,12 +25,18 @@ class Connection:
     :ivar peer: who is on the other end.
     :ivar token: the random name of the relay's socket.
     :ivar opened: wall-clock time of the accept in nanoseconds; made unique, so that it also orders connections.
+    :ivar admin: whether it came through the admin service's socket.
+    :ivar refusal: what every call over it answers, if there was no place for it.
     :ivar closed: whether it is over.
     """
 
-    __slots__ = ("_callbacks", "closed", "opened", "peer", "token")
+    __slots__ = ("_callbacks", "admin", "closed", "opened", "peer", "refusal", "token")
 
-    def __init__(self, peer: Peer, token: str, opened: int) -> None:
+    def __init__(
+        self, peer: Peer, token: str, opened: int, *, admin: bool = False, refusal: KvmError | None = None
+    ) -> None:
+        self.admin = admin
+        self.refusal = refusal
         self.peer = peer
         self.token = token
         self.opened = opened
@@ -66,7 +73,6 @@ class Peers:
     def __init__(self) -> None:
         self._connections: dict[str, Connection] = {}
         self._opened = 0
-        self._by_uid: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -82,26 +88,15 @@ class Peers:
         """
         return self._connections.get(grpc_peer)
 
-    def count(self, uid: int) -> int:
-        """How many connections a user has open."""
-        return self._by_uid.get(uid, 0)
-
-    def add(self, peer: Peer) -> Connection:
+    def add(self, peer: Peer, *, admin: bool = False, refusal: KvmError | None = None) -> Connection:
         """Enter a new connection under a new random token; it leaves the table when it closes."""
         token = secrets.token_hex(16)  # hexadecimal: grpc echoes it as it is, and percent-encodes other bytes
         self._opened = max(self._opened + 1, time.time_ns())
-        connection = Connection(peer, token, self._opened)
+        connection = Connection(peer, token, self._opened, admin=admin, refusal=refusal)
         key = f"unix-abstract:{token}"
         self._connections[key] = connection
-        self._by_uid[peer.uid] = self.count(peer.uid) + 1
-        connection.on_close(lambda: self._remove(key))
+        connection.on_close(lambda: self._connections.pop(key))
         return connection
-
-    def _remove(self, key: str) -> None:
-        uid = self._connections.pop(key).peer.uid
-        self._by_uid[uid] -= 1
-        if not self._by_uid[uid]:
-            del self._by_uid[uid]
 
 
 def _run(callback: Callable[[], object]) -> None:

@@ -8,16 +8,22 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
+from collections.abc import Callable
 
+from kvmd.access.limits import Quota
+from kvmd.errors import KvmError
 from kvmd.front.link import Link
 from kvmd.front.peer import Peer, credentials
-from kvmd.front.peers import Peers
+from kvmd.front.peers import Connection, Peers
 from kvmd.front.watch import HangupWatch
 
 _log = logging.getLogger(__name__)
 
 _BURST = 64  # clients accepted before other work gets its turn
 _PAUSE = 0.1
+# Clients beyond the limit of connections that are let in to hear of it: of one owner, of all, and for how long.
+_POLITE, _POLITE_TO_ALL, _POLITE_SECONDS = 2, 16, 5.0
 _NOT_OURS = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO)  # accept(2): this client failed, the next may not
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -28,31 +34,35 @@ class Front:
     One event loop, no threads; everything is called on the loop's thread.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a front is made of, most of it by keyword
         self,
         peers: Peers,
         private_path: str,
+        quota: Quota,
         *,
-        max_connections: int = 256,
-        max_per_uid: int = 32,
         patience: float = 30.0,
+        on_connect: Callable[[Connection], object] = lambda connection: None,
+        own_pid: int = 0,
     ) -> None:
         """Make a front; must be called within a running loop.
 
         :param peers: the table that connections are entered into.
         :param private_path: where grpc listens, in a directory that only the daemon can enter.
-        :param max_connections: connections at once; each takes three descriptors.
-        :param max_per_uid: connections of one user at once.
+        :param quota: of connections; each takes four descriptors.
         :param patience: seconds after which a client that takes nothing of what there is for it is cut.
+        :param on_connect: is told of every client that has come in.
+        :param own_pid: the process whose connections count as nobody's: the daemon's, which asks itself how it does.
         """
         self._loop = asyncio.get_running_loop()
         self._peers = peers
         self._private_path = private_path
-        self._max_connections = max_connections
-        self._max_per_uid = max_per_uid
+        self._quota = quota
         self._patience = patience
+        self._on_connect = on_connect
+        self._own_pid = own_pid
+        self._turned_away = Counter[str]()
         self._watch = HangupWatch()
-        self._listeners: list[socket.socket] = []
+        self._listeners: dict[socket.socket, bool] = {}
         self._paused: asyncio.TimerHandle | None = None
         self._refused = 0
 
@@ -61,10 +71,13 @@ class Front:
         """How many clients were turned away since the start: over a limit, gone, or for want of descriptors."""
         return self._refused
 
-    def serve(self, listening: socket.socket) -> None:
-        """Begin to accept; the front closes the socket in :meth:`stop_accepting`."""
+    def serve(self, listening: socket.socket, *, admin: bool = False) -> None:
+        """Begin to accept; the front closes the socket in :meth:`stop_accepting`.
+
+        :param admin: whether who comes through here may ask the admin service.
+        """
         listening.setblocking(False)
-        self._listeners.append(listening)
+        self._listeners[listening] = admin
         if self._paused is None:
             self._loop.add_reader(listening, self._accept, listening)
 
@@ -97,7 +110,7 @@ class Front:
                 self._pause(failure)
                 return
             try:
-                self._admit(client)
+                self._admit(client, admin=self._listeners[listening])
             except OSError as failure:
                 self._refused += 1
                 client.close()
@@ -106,15 +119,12 @@ class Front:
                     return
                 _log.info("a client was turned away: %s", failure.strerror or failure)
 
-    def _admit(self, client: socket.socket) -> None:
+    def _admit(self, client: socket.socket, *, admin: bool) -> None:
         """Enter a client and start its relay, or raise with everything but the client's socket released."""
         client.setblocking(False)
-        if len(self._peers) >= self._max_connections:
-            raise OSError(errno.EUSERS, f"limits.connections: {self._max_connections} connections are open")
         peer, pidfd = credentials(client)
         try:
-            self._check_uid(peer)
-            connection = self._peers.add(peer)
+            connection = self._entered(peer, admin=admin)
         except BaseException:
             _close_fd(pidfd)
             raise
@@ -129,10 +139,38 @@ class Front:
         except BaseException:
             connection.close()
             raise
+        if peer.pid != self._own_pid:
+            self._on_connect(connection)
 
-    def _check_uid(self, peer: Peer) -> None:
-        if self._peers.count(peer.uid) >= self._max_per_uid:
-            raise OSError(errno.EUSERS, f"limits: uid {peer.uid} has {self._max_per_uid} connections open")
+    def _entered(self, peer: Peer, *, admin: bool) -> Connection:
+        """A connection that counts as its owner's; one too many is let in for a moment, to be told so."""
+        if peer.pid == self._own_pid:
+            return self._peers.add(peer, admin=admin)
+        owner = peer.identity
+        try:
+            self._quota.take(owner)
+        except KvmError as refusal:
+            return self._refused_politely(peer, refusal)
+        connection = self._peers.add(peer, admin=admin)
+        connection.on_close(lambda: self._quota.give(owner))
+        return connection
+
+    def _refused_politely(self, peer: Peer, refusal: KvmError) -> Connection:
+        owner = peer.identity
+        if self._turned_away[owner] >= _POLITE or self._turned_away.total() >= _POLITE_TO_ALL:
+            raise OSError(errno.EUSERS, refusal.message)
+        self._turned_away[owner] += 1
+        connection = self._peers.add(peer, refusal=refusal)
+        timer = self._loop.call_later(_POLITE_SECONDS, connection.close)
+
+        def done() -> None:
+            timer.cancel()
+            self._turned_away[owner] -= 1
+            if not self._turned_away[owner]:
+                del self._turned_away[owner]
+
+        connection.on_close(done)
+        return connection
 
     def _pause(self, failure: OSError) -> None:
         """Out of descriptors: the client stays in the listener's queue, and to try again at once would spin."""

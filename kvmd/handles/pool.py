@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
-from kvmd.handles.process import RunAs, Worker
+from kvmd.handles.process import Bounds, RunAs, Worker
 from kvmd.images.base import Kind
 from kvmd.tasks import uncancelled
 from kvmd.worker.protocol import OpenFrame
@@ -70,10 +73,15 @@ class ImageFiles:
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """An image with its worker, as descriptors hold it."""
+    """An image with its worker, as descriptors hold it.
+
+    :ivar owner: who opened it first: it counts among the workers of this identity.
+    """
 
     key: tuple[object, ...]
     opened: asyncio.Task[tuple[Worker, str]]
+    owner: str
+    since: float = field(default_factory=time.time)
     users: int = 0
     retiring: asyncio.TimerHandle | None = None
     kernel_name: str = field(default="", init=False)
@@ -91,10 +99,15 @@ class Entry:
 
 
 class Pool:
-    """Starts workers, shares them, and ends them when nobody has needed them for a while."""
+    """Starts workers, shares them, and ends them when nobody has needed them for a while.
 
-    def __init__(self, *, most: int, memory: int, timeout: float, linger: float) -> None:
-        self._most, self._memory, self._timeout, self._linger = most, memory, timeout, linger
+    :ivar bounds: of each worker.
+    :ivar ended: how many have ended, by why: a reason, or CLOSED.
+    """
+
+    def __init__(self, quota: Quota, bounds: Bounds, *, linger: float) -> None:
+        self._quota, self.bounds, self._linger = quota, bounds, linger
+        self.ended = Counter[str]()
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._spare: asyncio.Task[Worker] | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -105,7 +118,7 @@ class Pool:
         return asyncio.ensure_future(self._started())
 
     async def _started(self) -> Worker:
-        worker = await Worker.start(self._memory, self._timeout)
+        worker = await Worker.start(self.bounds)
         if worker.protections != self._protections:
             self._protections = worker.protections
             log.info("workers run with %s", worker.protections)
@@ -120,7 +133,7 @@ class Pool:
     async def _take(self, files: ImageFiles) -> Worker:
         """A worker for these files: the one that waits, or one made for them if they need other rights."""
         if files.run_as is not None or files.writable:
-            return await Worker.start(self._memory, self._timeout, files.run_as, writable=files.writable)
+            return await Worker.start(self.bounds, files.run_as, writable=files.writable)
         spare, self._spare = self._spare, None
         asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
         if spare is not None:
@@ -140,20 +153,22 @@ class Pool:
             await worker.close()
             raise
 
-    async def acquire(self, files: ImageFiles) -> Entry:
+    async def acquire(self, files: ImageFiles, owner: str) -> Entry:
         """The image of these files, opened if it isn't yet. The caller keeps and closes ``files``.
 
+        :param owner: who asks.
         :raises KvmError: as the image's opening does; WORKER_LIMIT.
         """
         entry = self._entries.get(files.key)
         if entry is not None and entry.dead():
-            del self._entries[files.key]
+            self._forget(entry)
             if not entry.users:  # else the last of them retires it
                 self._retire(entry)
             entry = None
         if entry is None:
-            self._make_room()
-            entry = self._entries[files.key] = Entry(files.key, asyncio.ensure_future(self._open(files)))
+            self._make_room(owner)
+            self._quota.take(owner)
+            entry = self._entries[files.key] = Entry(files.key, asyncio.ensure_future(self._open(files)), owner)
         if entry.retiring is not None:
             entry.retiring.cancel()
             entry.retiring = None
@@ -166,18 +181,23 @@ class Pool:
             raise
         return entry
 
-    def _make_room(self) -> None:
-        """End the worker that has been idle for longest, if need be."""
+    def _make_room(self, owner: str) -> None:
+        """End workers that have been idle for longest, if need be: the owner's own first."""
         if self._closing:
             raise error(Reason.SHUTTING_DOWN, "the daemon is stopping")
-        if len(self._entries) < self._most:
-            return
-        idle = [(entry.retiring.when(), entry) for entry in self._entries.values() if entry.retiring is not None]
-        if not idle:
-            message = f"{self._most} images are open already (limits.workers); close one"
-            raise error(Reason.WORKER_LIMIT, message, limit=self._most)
-        _, oldest = min(idle, key=lambda each: each[0])
-        self._retire(oldest)
+        idle = [entry for entry in self._entries.values() if entry.retiring is not None]
+        idle.sort(key=lambda entry: (entry.owner != owner, entry.retiring.when() if entry.retiring else 0))
+        for entry in idle:
+            if self._quota.full(owner) is None:
+                break
+            self._retire(entry)
+        self._quota.room(owner)
+
+    def _forget(self, entry: Entry) -> None:
+        """Take an entry out of the table: it counts no more, and a new open gets a new worker."""
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+            self._quota.give(entry.owner)
 
     def release(self, entry: Entry) -> None:
         """Give an image back; its worker is ended a while after the last one."""
@@ -193,8 +213,7 @@ class Pool:
         if entry.retiring is not None:
             entry.retiring.cancel()
             entry.retiring = None
-        if self._entries.get(entry.key) is entry:
-            del self._entries[entry.key]
+        self._forget(entry)
         self._run(self._end(entry.opened))
 
     async def _end(self, opened: asyncio.Task[tuple[Worker, str]]) -> None:
@@ -202,6 +221,7 @@ class Pool:
             worker, _ = await opened
         except (KvmError, asyncio.CancelledError):
             return
+        self.ended[worker.failure.reason.value if worker.failure else "CLOSED"] += 1
         await worker.close()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -209,9 +229,9 @@ class Pool:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def workers(self) -> list[Worker]:
-        """The workers of open images."""
-        return [entry.worker for entry in self._entries.values() if entry.opened.done() and not entry.dead()]
+    def entries(self) -> list[Entry]:
+        """The images that are open."""
+        return [entry for entry in self._entries.values() if entry.opened.done() and not entry.dead()]
 
     async def close(self) -> None:
         """End every worker."""

@@ -96,6 +96,20 @@ class RunAs:
         return may_become or self.uid in (0, os.geteuid())
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a worker may use.
+
+    :ivar memory: bytes of its own memory.
+    :ivar cpu: seconds of processor time, in all its life.
+    :ivar patience: how many seconds one step may take before the process is killed.
+    """
+
+    memory: int
+    cpu: int
+    patience: float
+
+
 class Worker:
     """A worker process. One request is under way at a time; further ones wait their turn."""
 
@@ -110,18 +124,14 @@ class Worker:
         self.protections = ""
 
     @classmethod
-    async def start(
-        cls, memory: int, patience: float, run_as: RunAs | None = None, *, writable: bool = False
-    ) -> Worker:
+    async def start(cls, bounds: Bounds, run_as: RunAs | None = None, *, writable: bool = False) -> Worker:
         """Start a process and wait until it has given up its privileges.
 
-        :param memory: its limit in bytes.
         :param run_as: whose rights it has; None: nobody's.
-        :param patience: how many seconds one step may take before the process is killed.
         :param writable: whether it may write to a file that it is given.
         :raises KvmError: WORKER_DIED, WORKER_HUNG.
         """
-        arguments = [str(memory), str(os.getpid())]
+        arguments = [str(bounds.memory), str(bounds.cpu), str(os.getpid())]
         if writable:
             arguments.append(WRITABLE)
         if run_as is not None:
@@ -131,7 +141,7 @@ class Worker:
         except OSError as failure:
             log.error("a worker process can't be started: %s", failure)
             raise error(Reason.WORKER_DIED, "a worker process can't be started; the daemon's log says why") from None
-        worker = cls(process, ours, patience)
+        worker = cls(process, ours, bounds.patience)
         try:
             async with asyncio.timeout(START_SECONDS):
                 _, protections = await worker._answer()
@@ -154,8 +164,12 @@ class Worker:
         status = await self._process.wait()
         if self.failure is None:
             how = _ending(status)
-            message = f"the image's worker process ended by {how}; open the image again"
-            self.failure = error(Reason.WORKER_DIED, message)
+            if status == -signal.SIGXCPU:
+                message = "the image's worker process has used up its processor time (limits.worker_cpu); open it again"
+                self.failure = error(Reason.WORKER_CPU, message, key="worker_cpu")
+            else:
+                message = f"the image's worker process ended by {how}; open the image again"
+                self.failure = error(Reason.WORKER_DIED, message)
             log.warning("worker %d ended by %s", self.pid, how)
 
     async def _relay_log(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Hashable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
+from kvmd.front.peers import Connection
 from kvmd.handles.pool import Entry
 from kvmd.images.base import Kind
 
@@ -22,15 +25,17 @@ class Descriptor:
     :ivar kind: what it is.
     :ivar writable: whether it was opened for writing.
     :ivar entry: the image itself.
+    :ivar since: when it was opened, in seconds since 1970.
     """
 
     id: str
     owner: str
-    connection: Hashable
+    connection: Connection
     image: str
     kind: Kind
     writable: bool
     entry: Entry
+    since: float = field(default_factory=time.time)
 
 
 def unknown() -> KvmError:
@@ -41,35 +46,30 @@ def unknown() -> KvmError:
 class Table:
     """All open descriptors."""
 
-    def __init__(self, *, most: int, most_per_owner: int) -> None:
-        self._most, self._most_per_owner = most, most_per_owner
+    def __init__(self, quota: Quota) -> None:
+        self._quota = quota
         self._open: dict[str, Descriptor] = {}
-        self._owned: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Descriptor]:
+        return iter(list(self._open.values()))
 
     def room(self, owner: str) -> None:
         """Check before an image is opened that its descriptor will have room.
 
         :raises KvmError: DESCRIPTOR_LIMIT.
         """
-        for limit, key, used in (
-            (self._most, "limits.descriptors", len(self._open)),
-            (self._most_per_owner, "limits.descriptors_per_uid", self._owned.get(owner, 0)),
-        ):
-            if used >= limit:
-                message = f"{limit} descriptors are open already ({key}); close some"
-                raise error(Reason.DESCRIPTOR_LIMIT, message, limit=limit)
+        self._quota.room(owner)
 
     def add(  # noqa: PLR0913, PLR0917 - what a descriptor is
-        self, owner: str, connection: Hashable, image: str, kind: Kind, writable: bool, entry: Entry
+        self, owner: str, connection: Connection, image: str, kind: Kind, writable: bool, entry: Entry
     ) -> Descriptor:
         """Enter a descriptor for an opened image."""
-        self.room(owner)
+        self._quota.take(owner)
         descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, kind, writable, entry)
         self._open[descriptor.id] = descriptor
-        self._owned[owner] = self._owned.get(owner, 0) + 1
         return descriptor
 
     def get(self, id: str, owner: str) -> Descriptor:  # noqa: A002 - it is what the wire calls it
@@ -86,10 +86,8 @@ class Table:
         """Forget a descriptor."""
         if self._open.pop(descriptor.id, None) is None:
             raise unknown()
-        self._owned[descriptor.owner] -= 1
-        if not self._owned[descriptor.owner]:
-            del self._owned[descriptor.owner]
+        self._quota.give(descriptor.owner)
 
-    def of(self, connection: Hashable) -> list[Descriptor]:
+    def of(self, connection: Connection) -> list[Descriptor]:
         """The descriptors of a connection."""
         return [descriptor for descriptor in self._open.values() if descriptor.connection is connection]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ class Call:
     :ivar request: its request message, which has a field ``descriptor``.
     :ivar verbs: what the policy must allow for this request.
     :ivar streams: whether the answer is a stream.
+    :ivar ranges: the (address, length) of memory that a request asks for, if the answer holds memory.
     """
 
     request: type[Message]
     verbs: Callable[[Any], tuple[str, ...]]
     streams: bool = False
+    ranges: Callable[[Any], Sequence[tuple[int, int]]] | None = None
 
 
 def _always(*verbs: str) -> Callable[[Any], tuple[str, ...]]:
@@ -53,11 +55,19 @@ def _ranges(request: memory_pb2.ReadVRequest) -> tuple[str, ...]:
     return ("read",)
 
 
+def _one_range(request: memory_pb2.ReadRequest | memory_pb2.ReadStreamRequest) -> list[tuple[int, int]]:
+    return [(request.address, request.length)]
+
+
+def _many_ranges(request: memory_pb2.ReadVRequest) -> list[tuple[int, int]]:
+    return [(item.address, item.length) for item in request.ranges]
+
+
 CALLS: dict[str, Call] = {
     "Nlist": Call(symbol_pb2.NlistRequest, _always("symbols")),
-    "Read": Call(memory_pb2.ReadRequest, _always("read")),
-    "ReadStream": Call(memory_pb2.ReadStreamRequest, _always("read"), streams=True),
-    "ReadV": Call(memory_pb2.ReadVRequest, _ranges),
+    "Read": Call(memory_pb2.ReadRequest, _always("read"), ranges=_one_range),
+    "ReadStream": Call(memory_pb2.ReadStreamRequest, _always("read"), streams=True, ranges=_one_range),
+    "ReadV": Call(memory_pb2.ReadVRequest, _ranges, ranges=_many_ranges),
     "GetProcs": Call(process_pb2.GetProcsRequest, _processes, streams=True),
     "GetStrings": Call(process_pb2.GetStringsRequest, _strings),
     "GetInfo": Call(image_pb2.GetInfoRequest, _always("info")),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import secrets
-from collections import Counter
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Any, TypeAlias
+from contextlib import ExitStack, aclosing, contextmanager
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
 
+from kvmd.access.limits import Quotas
 from kvmd.errors import KvmError, Reason, error
 from kvmd.front.peers import Connection, Peers
+from kvmd.log import request_id
 from kvmd.rpc.status import abort, to_status
 
 log = logging.getLogger(__name__)
@@ -27,13 +30,20 @@ Call: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
 caller: contextvars.ContextVar[Connection] = contextvars.ContextVar("caller")
 """The connection whose call is being handled."""
 
+ADMIN = "/kvmd.v1.AdminService/"
+OK = "OK"
+
+
+class Observer(Protocol):
+    """Who is told of every call that has ended: metrics.Metrics."""
+
+    def called(self, method: str, status: str, seconds: float) -> None: ...  # noqa: D102
+
 
 def _internal(method: str) -> KvmError:
     """An error that tells the client no more than where the log explains it."""
-    incident = secrets.token_hex(4)
-    log.exception("incident %s in %s", incident, method)
-    message = f"internal error (incident {incident}); the daemon's log explains it"
-    return error(Reason.INTERNAL, message, incident=incident)
+    log.exception("%s failed", method)
+    return error(Reason.INTERNAL, f"internal error (request {request_id.get()}); the daemon's log explains it")
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -43,17 +53,16 @@ class Guard(grpc.aio.ServerInterceptor):
     answer that nobody takes count among the caller's calls, and their time passes, too.
     """
 
-    def __init__(self, peers: Peers, *, call_deadline: float, stream_deadline: float, most_per_owner: int) -> None:
+    def __init__(
+        self, peers: Peers, quotas: Quotas, observer: Observer, *, call_deadline: float, stream_deadline: float
+    ) -> None:
         """Guard the calls of these peers.
 
         :param call_deadline: the longest that a unary call may take, in seconds.
         :param stream_deadline: the longest that a streaming call may take.
-        :param most_per_owner: the calls of one identity under way at once.
         """
-        self._peers = peers
+        self._peers, self._quotas, self._observer = peers, quotas, observer
         self._deadlines = {False: call_deadline, True: stream_deadline}
-        self._most_per_owner = most_per_owner
-        self._under_way = Counter[str]()
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Handler | None]], details: grpc.HandlerCallDetails
@@ -68,23 +77,25 @@ class Guard(grpc.aio.ServerInterceptor):
         return made
 
     @contextmanager
-    def _entered(self, context: Context) -> Iterator[None]:
-        """Know the caller, and count the call as one of its calls."""
+    def _entered(self, context: Context, method: str, streams: bool) -> Iterator[None]:
+        """Know the caller, and count the call as one of its calls; those by which the daemon tests itself count not."""
         connection = self._peers.lookup(context.peer())
         if connection is None:
             raise error(Reason.NO_PEER_IDENTITY, "this connection did not come through the daemon's socket")
-        owner = connection.peer.identity
-        if self._under_way[owner] >= self._most_per_owner:
-            message = f"{self._most_per_owner} calls of {owner} are under way already (limits.calls_per_uid)"
-            raise error(Reason.CALL_LIMIT, message, limit=self._most_per_owner)
         caller.set(connection)
-        self._under_way[owner] += 1
-        try:
+        if connection.refusal is not None:
+            raise error(connection.refusal.reason, connection.refusal.message, **connection.refusal.metadata)
+        if method.startswith(ADMIN) and not connection.admin:
+            message = "the admin service answers on its own socket only (listen.admin)"
+            raise error(Reason.POLICY_DENIED, message, path=method)
+        with ExitStack() as held:
+            if connection.peer.pid != os.getpid():
+                owner = connection.peer.identity
+                self._quotas.rate.pass_(owner)
+                held.enter_context(self._quotas["calls"].held(owner))
+                if streams:
+                    held.enter_context(self._quotas["streams"].held(owner))
             yield
-        finally:
-            self._under_way[owner] -= 1
-            if not self._under_way[owner]:
-                del self._under_way[owner]
 
     def _timeout(self, context: Context, streams: bool) -> asyncio.Timeout:
         left, most = context.time_remaining(), self._deadlines[streams]
@@ -94,6 +105,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             # Nothing of a failure but its status is left when the call ends: grpc keeps the abort's traceback and
             # with it all frames below, and memory by the mebibyte that they hold, until garbage is collected.
+            request_id.set(secrets.token_hex(4))
             status = await self._run(handler, requests, context, method)
             if status is not None:
                 await abort(context, status)
@@ -104,34 +116,46 @@ class Guard(grpc.aio.ServerInterceptor):
         self, handler: Handler, requests: AsyncIterator[Any], context: Context, method: str
     ) -> status_pb2.Status | None:
         """Handle a call; a failure is the answer."""
+        began, status = time.monotonic(), Reason.CANCELLED.value
         try:
-            with self._entered(context):
+            with self._entered(context, method, handler.response_streaming):
                 async with self._timeout(context, handler.response_streaming):
-                    await _handle(handler, requests, context)
+                    await self._handle(handler, requests, context)
+            status = OK
         except (KvmError, TimeoutError) as failure:
-            return to_status(_typed(failure, method))
+            # Kept in no variable of this frame, which its traceback keeps.
+            status, answer = _answer(_typed(failure, method), method)
+            return answer
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except grpc.aio.InternalError:
             raise asyncio.CancelledError from None  # the client went while it was written to
         except Exception:  # noqa: BLE001 - nothing may leak to the client
-            return to_status(_internal(method))
+            status, answer = _answer(_internal(method), method)
+            return answer
+        finally:
+            self._observer.called(method, status, time.monotonic() - began)
         return None
 
+    async def _handle(self, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
+        """Run a handler of whichever kind and write what it answers."""
+        request = requests if handler.request_streaming else await _only(context)
+        kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
+        answers = getattr(handler, kind)(request, context)
+        if not isinstance(answers, AsyncGenerator):
+            answer = await answers
+            if not handler.response_streaming:  # else it has written by itself
+                await self._write(context, answer)
+            return
+        # Closed here and not by the garbage collector: what it holds, a place in the worker, goes with the call.
+        async with aclosing(answers):
+            async for answer in answers:
+                await self._write(context, answer)
 
-async def _handle(handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
-    """Run a handler of whichever kind and write what it answers."""
-    request = requests if handler.request_streaming else await _only(context)
-    kind = f"{_arity(handler.request_streaming)}_{_arity(handler.response_streaming)}"
-    answers = getattr(handler, kind)(request, context)
-    if not isinstance(answers, AsyncGenerator):
-        answer = await answers
-        if not handler.response_streaming:  # else it has written by itself
-            await context.write(answer)
-        return
-    # Closed here and not by the garbage collector: what it holds, a place in the worker, goes with the call.
-    async with aclosing(answers):
-        async for answer in answers:
+    async def _write(self, context: Context, answer: Any) -> None:
+        """Write one message; its bytes are the caller's until the caller has taken them."""
+        size = len(answer) if isinstance(answer, bytes) else 0
+        with self._quotas["inflight_bytes"].held(caller.get().peer.identity, size):
             await context.write(answer)
 
 
@@ -145,6 +169,12 @@ async def _only(context: Context) -> Any:
     if request is grpc.aio.EOF:
         raise error(Reason.BAD_ARGUMENT, "the call came without its request message")
     return request
+
+
+def _answer(failure: KvmError, method: str) -> tuple[str, status_pb2.Status]:
+    """What metrics and the client are told of a failure."""
+    log.debug("%s: %s: %s", method, failure.reason.value, failure.message)
+    return failure.reason.value, to_status(failure, request_id.get())
 
 
 def _typed(failure: KvmError | TimeoutError, method: str) -> KvmError:

@@ -9,6 +9,8 @@ from grpc_reflection.v1alpha import reflection
 
 from kvmd.config import Limits
 from kvmd.front.peers import Peers
+from kvmd.metrics import Metrics
+from kvmd.rpc.admin import AdminService
 from kvmd.rpc.interceptor import Guard
 from kvmd.rpc.service import NAME, KvmService
 from kvmd.sessions import Sessions
@@ -22,22 +24,22 @@ _OPTIONS = [
 
 
 class Server:
-    """KvmService, health and reflection on a private socket."""
+    """KvmService, AdminService, health and reflection on a private socket."""
 
-    def __init__(self, peers: Peers, sessions: Sessions, limits: Limits) -> None:
+    def __init__(self, peers: Peers, sessions: Sessions, metrics: Metrics, limits: Limits) -> None:
         guard = Guard(
-            peers, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline,
-            most_per_owner=limits.calls_per_uid,
-        )  # fmt: skip
+            peers, metrics.quotas, metrics, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline
+        )
         # A client's grpc keeps calls beyond this back by itself: one with a single connection meets no CALL_LIMIT.
         options = [*_OPTIONS, ("grpc.max_concurrent_streams", limits.calls_per_uid)]
-        self._server = grpc.aio.server(
-            interceptors=[guard], options=options, maximum_concurrent_rpcs=limits.concurrent_calls
-        )
+        # The guard counts calls once their headers have come; this bounds those whose haven't.
+        most = 2 * limits.concurrent_calls
+        self._server = grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=most)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
-        self._server.add_generic_rpc_handlers((KvmService(sessions).handler(),))
+        admin = AdminService(peers, sessions, metrics)
+        self._server.add_generic_rpc_handlers((KvmService(sessions).handler(), admin.handler()))
         self._path = ""
 
     async def start(self, path: str) -> None:

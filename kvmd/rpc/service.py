@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -13,7 +14,7 @@ from kvmd.handles.table import Descriptor
 from kvmd.rpc.calls import CALLS, Call
 from kvmd.rpc.interceptor import Context, Handler, caller
 from kvmd.rpc.validate import parse
-from kvmd.sessions import Sessions
+from kvmd.sessions import Change, Sessions
 from kvmd.v1 import error_pb2, memory_pb2
 from kvmd.v1 import kvm_service_pb2 as pb
 
@@ -63,27 +64,40 @@ class KvmService:
         self._sessions.close(caller.get(), parse(pb.CloseRequest, raw).descriptor)
         return pb.CloseResponse().SerializeToString()
 
-    def _admit(self, raw: bytes, call: Call) -> Descriptor:
+    def _admit(self, raw: bytes, call: Call) -> tuple[Descriptor, Callable[[int], None]]:
+        """The descriptor of a request, and what counts the bytes of its answers."""
         request: Any = parse(call.request, raw)
-        return self._sessions.admit(caller.get(), request.descriptor, call.verbs(request))
+        descriptor = self._sessions.admit(caller.get(), request.descriptor, call.verbs(request))
+        if call.ranges is None:
+            return descriptor, lambda count: None
+        ranges = call.ranges(request)
+        return descriptor, lambda count: self._sessions.reads(caller.get(), descriptor, count, ranges)
 
     async def write(self, raw: bytes, context: Context) -> bytes:
         """Write memory: on the record first, with what is written where."""
         request = parse(memory_pb2.WriteRequest, raw)
         descriptor = self._sessions.admit(caller.get(), request.descriptor, ("write",))
-        self._sessions.writes(caller.get(), descriptor, request.address, len(request.data))
-        return await descriptor.entry.worker.call("Write", raw)
+        worker = descriptor.entry.worker
+        old = (await worker.call("Digest", raw))[: hashlib.sha256().digest_size].hex()
+        new = hashlib.sha256(request.data).hexdigest()
+        with self._sessions.writes(caller.get(), descriptor, Change(request.address, len(request.data), old, new)):
+            return await worker.call("Write", raw)
 
     def _unary(self, method: str, call: Call) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def forward(raw: bytes, context: Context) -> bytes:
-            return await self._admit(raw, call).entry.worker.call(method, raw)
+            descriptor, count = self._admit(raw, call)
+            answer = await descriptor.entry.worker.call(method, raw)
+            count(len(answer))
+            return answer
 
         return forward
 
     def _stream(self, method: str, call: Call) -> Callable[[bytes, Context], AsyncGenerator[bytes, None]]:
         async def forward(raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
-            async with aclosing(self._admit(raw, call).entry.worker.stream(method, raw)) as answers:
+            descriptor, count = self._admit(raw, call)
+            async with aclosing(descriptor.entry.worker.stream(method, raw)) as answers:
                 async for answer in answers:
+                    count(len(answer))
                     yield answer
 
         return forward

@@ -19,11 +19,12 @@ _MOST_TEXT = 1024
 _MOST_WORDS = 2400
 
 
-def to_status(failure: KvmError) -> status_pb2.Status:
-    """The failure as google.rpc.Status with one ErrorInfo."""
+def to_status(failure: KvmError, request: str | None = None) -> status_pb2.Status:
+    """The failure as google.rpc.Status with one ErrorInfo, which names the request as the daemon's log does."""
     info = error_details_pb2.ErrorInfo(reason=failure.reason.value, domain=DOMAIN)
     left = _MOST_WORDS
-    for key, value in failure.metadata.items():
+    words = failure.metadata if request is None else {"request": request, **failure.metadata}
+    for key, value in words.items():
         word = _clip(value)
         if (size := len(key.encode()) + len(word.encode())) <= left:
             info.metadata[key] = word

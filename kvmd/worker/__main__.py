@@ -1,4 +1,4 @@
-"""A worker process: ``python -m kvmd.worker SOCKET MEMORY PARENT [CLIENT|writable]``, started by the daemon.
+"""A worker process: ``python -m kvmd.worker SOCKET MEMORY CPU PARENT [CLIENT|writable]``, started by the daemon.
 
 CLIENT, for KVM_NO_FILES, is whose rights to take (:meth:`kvmd.worker.sandbox.Identity.decode`); ``writable`` lets it
 write at an offset of a file that it is given: /dev/mem, for the running kernel opened with O_RDWR.
@@ -20,13 +20,13 @@ from kvmd.worker.sandbox import Identity, SandboxLimits, enter
 
 
 def main() -> None:
-    """Run on an inherited socket, within so many bytes of memory, as long as the parent lives."""
-    fd, memory, parent = map(int, sys.argv[1:4])
-    limits = SandboxLimits(memory=memory, parent=parent, keep=(0, 1, 2, fd))
-    if sys.argv[4:] == [WRITABLE]:
+    """Run on an inherited socket, within so many bytes of memory and seconds of work, as long as the parent lives."""
+    fd, memory, cpu, parent = map(int, sys.argv[1:5])
+    limits = SandboxLimits(memory=memory, cpu=cpu, parent=parent, keep=(0, 1, 2, fd))
+    if sys.argv[5:] == [WRITABLE]:
         limits = replace(limits, writable=True)
-    elif len(sys.argv) > 4:
-        limits = replace(limits, identity=Identity.decode(sys.argv[4]), threads=0)
+    elif len(sys.argv) > 5:
+        limits = replace(limits, identity=Identity.decode(sys.argv[5]), threads=0)
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers
     protections = enter(limits)

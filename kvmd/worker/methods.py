@@ -6,6 +6,7 @@ yields at least every twentieth of a second, so that calls of other clients get 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -127,6 +128,13 @@ def write(image: Image, raw: bytes) -> bytes:
     return memory_pb2.WriteResponse(written=len(request.data)).SerializeToString()
 
 
+def digest(image: Image, raw: bytes) -> bytes:
+    """Hash what a write would replace: SHA-256, 32 bytes. No call of a client's: the daemon asks, for the record."""
+    request = memory_pb2.WriteRequest.FromString(raw)
+    there = image.read(request.address, len(request.data), memory_pb2.ADDRESS_SPACE_KERNEL)
+    return hashlib.sha256(there).digest()
+
+
 def walk_pages(image: Image, raw: bytes) -> Iterator[bytes]:
     """Walk the kernel's page tables."""
     request = memory_pb2.WalkPagesRequest.FromString(raw)
@@ -175,6 +183,7 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "GetInfo": get_info,
     "GetLog": get_log,
     "Write": write,
+    "Digest": digest,
     "WalkPages": walk_pages,
     "GetLoadAverage": get_load_average,
     "GetCpuTimes": get_cpu_times,

@@ -72,6 +72,7 @@ class SandboxLimits:
 
     :ivar memory: bytes of private memory (RLIMIT_DATA), threads' stacks included; a file that is mapped doesn't count.
     :ivar address_space: bytes of address space (RLIMIT_AS), files included; None for ``memory`` and 4 GiB.
+    :ivar cpu: seconds of processor time (RLIMIT_CPU), after which it ends by SIGXCPU; None for no end.
     :ivar files: open descriptors.
     :ivar threads: threads of the worker's uid, over all workers; 0 for none. drgn needs some to read DWARF,
         unless OMP_NUM_THREADS=1 was in the environment when it was imported.
@@ -88,6 +89,7 @@ class SandboxLimits:
 
     memory: int = 1 << 30
     address_space: int | None = None
+    cpu: int | None = None
     files: int = 256
     threads: int = 1024
     writable: bool = False
@@ -221,6 +223,8 @@ def _set_limits(limits: SandboxLimits) -> None:
         _soft, hard = resource.getrlimit(which)
         bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (bound, bound))
+    if limits.cpu is not None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu, limits.cpu + 1))  # at the hard limit it would be SIGKILL
 
 
 def _kept(client: Identity | None) -> tuple[int, int]:

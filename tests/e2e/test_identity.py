@@ -13,6 +13,7 @@ import pytest
 
 from daemon import Daemon, running_daemon
 from images import fixture
+from procs import as_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -38,25 +39,6 @@ verbs = ["*"]
 def daemon() -> Iterator[Daemon]:
     with running_daemon([fixture("qemu/vmcore.kdump").path.parent], CONFIG) as running:
         yield running
-
-
-def as_user(uid: int, code: str, *words: object, groups: tuple[int, ...] = ()) -> object:
-    """Run Python code as another user, with libkvm imported and ``words`` as arguments; its ``answer`` comes back.
-
-    It becomes that user before it connects, not before it imports: the interpreter may be root's alone.
-    """
-    program = (
-        "import json, os, sys, libkvm.transports.grpc\n"
-        "from kvmd.v1 import kvm_service_pb2 as pb, kvm_service_pb2_grpc as rpc, memory_pb2\n"
-        f"os.setgroups({list(groups)!r}); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
-        "words = json.loads(sys.argv[1])\n"
-        f"{code}\n"
-        "json.dump(answer, sys.stdout)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", program, json.dumps([str(word) for word in words])], stdout=subprocess.PIPE, check=True
-    )
-    return json.loads(run.stdout)
 
 
 TRY = """
@@ -136,6 +118,9 @@ answer = stub.Close(pb.CloseRequest(descriptor=id)) == pb.CloseResponse()
 """
     stranger = """
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+name = lambda value: error_details_pb2.ErrorInfo.FromString(value).metadata["request"]
 stub = rpc.KvmServiceStub(grpc.insecure_channel(words[0]))
 answer = []
 for id in words[1], "made-up":
@@ -145,7 +130,9 @@ for id in words[1], "made-up":
             call(request)
             answer.append("OK")
         except grpc.RpcError as failure:
-            answer.append([failure.code().name, failure.details(), [list(map(repr, failure.trailing_metadata()))]])
+            [info] = rpc_status.from_call(failure).details
+            told = info.value.decode().replace(name(info.value), "REQUEST")
+            answer.append([failure.code().name, failure.details(), told])
 """
     program = (
         "import json, os, sys, libkvm.transports.grpc\n"
@@ -162,17 +149,18 @@ for id in words[1], "made-up":
         assert json.load(process.stdout) is True
     assert answers[:2] == answers[2:]
     assert answers[0][0] == "NOT_FOUND"
+    assert "REQUEST" in answers[0][2]
 
 
 def test_audit_names_the_peer(daemon: Daemon, tmp_path: Path) -> None:
-    """One line an open, a denial and a close, and no descriptor id in clear."""
+    """One line a connection, an open, a denial and a close, and no descriptor id in clear."""
     audit = tmp_path / "audit"
     with running_daemon([fixture("qemu/vmcore.kdump").path.parent], f'[audit]\nfile = "{audit}"\n{CONFIG}') as running:
         attempts(running, 4001)
         attempts(running, 4002)
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     events = [(line["event"], line["peer"], line.get("verb")) for line in lines]
-    assert events[0] == ("open", "uid:4001", None)
+    assert events[:2] == [("connect", "uid:4001", None), ("open", "uid:4001", None)]
     assert [event for event in events if event[0] == "denied"] == [
         ("denied", "uid:4001", "log"),
         ("denied", "uid:4001", "arguments"),
@@ -181,6 +169,7 @@ def test_audit_names_the_peer(daemon: Daemon, tmp_path: Path) -> None:
     ]
     assert events.count(("close", "uid:4001", None)) == 1
     assert all(line["pid"] > 0 and line["exe"] for line in lines)
-    assert lines[0]["status"] == "OK"
-    assert lines[0]["descriptor"] == next(line["descriptor"] for line in lines if line["event"] == "close")
-    assert len(lines[0]["descriptor"]) == 12
+    opened = lines[1]
+    assert opened["status"] == "OK"
+    assert opened["descriptor"] == next(line["descriptor"] for line in lines if line["event"] == "close")
+    assert len(opened["descriptor"]) == 12

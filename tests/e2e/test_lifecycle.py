@@ -77,7 +77,7 @@ def test_terminated_in_the_middle_of_a_stream() -> None:
         thread.join()
         idle.close()
         folder = Path(daemon.target.removeprefix("unix:")).parent
-        assert sorted(path.name for path in folder.iterdir()) == ["kvmd.sock.lock", "kvmd.toml"]
+        assert sorted(path.name for path in folder.iterdir()) == ["kvmd-admin.sock.lock", "kvmd.sock.lock", "kvmd.toml"]
         with pytest.raises(libkvm.UnavailableError):
             kernel.read(0, 8)
         client.close()
@@ -116,7 +116,8 @@ def test_check_config(tmp_path: Path) -> None:
     assert (good.returncode, good.stdout) == (0, f"{config}: 1 rules, no errors\n")
     config.write_text("[listen]\nunx = 1\n")
     bad = kvmd("--check-config", "--config", str(config))
-    assert (bad.returncode, bad.stderr) == (2, f"kvmd: {config}:2: listen.unx: unknown key; [listen] has unix, mode\n")
+    told = f"kvmd: {config}:2: listen.unx: unknown key; [listen] has unix, mode, admin\n"
+    assert (bad.returncode, bad.stderr) == (2, told)
     assert kvmd("--config", str(tmp_path / "none")).returncode == 2
     assert kvmd("--listen", "tcp:1.2.3.4:5").returncode == 2
 
@@ -208,6 +209,7 @@ def test_audit_lines_are_json_on_standard_error() -> None:
     with running_daemon([image.parent]) as daemon:
         with libkvm.connect(daemon.target) as client, pytest.raises(libkvm.KvmError):
             client.open(corefile="/etc/passwd")
-        eventually(lambda: any(line.startswith(b"audit: ") for line in daemon.log), 2)
-    record = json.loads(next(line for line in daemon.log if line.startswith(b"audit: "))[7:])
+        eventually(lambda: sum(line.startswith(b"audit: ") for line in daemon.log) >= 2, 2)
+    connect, record, *_ = (json.loads(line[7:]) for line in daemon.log if line.startswith(b"audit: "))
+    assert connect["event"] == "connect"
     assert (record["event"], record["core"], record["status"]) == ("open", "/etc/passwd", "PATH_OUTSIDE")

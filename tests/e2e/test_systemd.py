@@ -196,23 +196,38 @@ def test_the_socket_outlives_restarts(unit: Unit) -> None:
 
 
 def test_the_watchdog_is_fed_by_a_call_through_the_public_socket(unit: Unit) -> None:
-    """Pings come twice a period, stop while a client can't get in, and come again when it can."""
-    unit.start(config="[limits]\nconnections = 2\n", watchdog=1.0)
+    """Pings come twice a period, stop while no call gets through, and come again when one does."""
+    unit.start(watchdog=1.0)
     unit.wait("READY=1")
     before = unit.count("WATCHDOG=1")
     began = time.monotonic()
     unit.wait("WATCHDOG=1", before + 4)
     assert time.monotonic() - began > 1.0  # no faster than every half second
-    taken = [_connected(unit), _connected(unit)]
+    private = unit.folder / "kvmd.sock.private"
+    private.rename(unit.folder / "elsewhere")  # the front reaches grpc no more, and so does nobody
     eventually(lambda: any("self-check failed" in text for _, text in _all(unit)), START)
     silent = unit.count("WATCHDOG=1")
     time.sleep(2.0)
     assert unit.count("WATCHDOG=1") == silent  # a period long: now systemd would end it
-    for sock in taken:
-        sock.close()
+    (unit.folder / "elsewhere").rename(private)
     unit.wait("WATCHDOG=1", silent + 2)
     assert "the self-check passes again" in unit.log()
     assert unit.process.poll() is None
+
+
+def test_who_takes_all_places_starves_no_watchdog(unit: Unit) -> None:
+    """The daemon's own calls need no place: or a client that fills them would have it restarted."""
+    unit.start(config="[limits]\nconnections = 2\ncalls_per_uid = 1\n", watchdog=1.0)
+    unit.wait("READY=1")
+    taken = []
+    for _ in range(24):  # and those that are let in to hear that there is no place
+        taken.append(socket.socket(socket.AF_UNIX))
+        taken[-1].connect(f"{unit.folder}/kvmd.sock")
+    before = unit.count("WATCHDOG=1")
+    unit.wait("WATCHDOG=1", before + 4)
+    assert "self-check failed" not in unit.log()
+    for sock in taken:
+        sock.close()
 
 
 def test_the_watchdog_hungers_when_the_daemon_hangs(unit: Unit) -> None:
@@ -233,18 +248,6 @@ def _all(unit: Unit) -> list[tuple[float, str]]:
     return unit.heard
 
 
-def _connected(unit: Unit) -> socket.socket:
-    """A place taken for good: tried again while the self-check has it."""
-    deadline = time.monotonic() + START
-    while time.monotonic() < deadline:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(f"{unit.folder}/kvmd.sock")
-        if not select.select([sock], [], [], 0.2)[0] or sock.recv(1, socket.MSG_PEEK):
-            return sock
-        sock.close()
-    raise AssertionError("no place became free")
-
-
 def test_leaves_when_nobody_is_there(unit: Unit) -> None:
     unit.start("--idle-exit", "1", watchdog=0.5)  # whose calls count for nothing
     unit.wait("READY=1")
@@ -263,7 +266,8 @@ def test_leaves_when_nobody_is_there(unit: Unit) -> None:
 def test_stays_while_somebody_is_there(unit: Unit) -> None:
     unit.start("--idle-exit", "0.5")
     unit.wait("READY=1")
-    with _connected(unit):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{unit.folder}/kvmd.sock")
         time.sleep(2.5)
         assert unit.process.poll() is None, unit.log()
     assert unit.ended() == 0

@@ -28,6 +28,9 @@ directories = ["/var/crash"]
 call_deadline = 120.0
 worker_timeout = 120.0  # an emulator is ten to thirty times slower
 
+[live]
+writes = true
+
 [[policy]]
 subjects = ["user:alice"]
 images = ["live", "live:mem"]

@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 from kvmd.access.audit import Audit
+from kvmd.access.sinks import FileSink, LineSink
 
-WHO = SimpleNamespace(identity="uid:1000", gid=1000, pid=7, exe="/bin/x")
+WHO = SimpleNamespace(identity="cert:x", cert="x")
 
 
 def test_a_full_disk_is_an_answer_and_no_exception(caplog: pytest.LogCaptureFixture) -> None:
-    audit = Audit("/dev/full")
+    audit = Audit([LineSink(os.open("/dev/full", os.O_WRONLY))])
     assert audit.record("open", WHO) is False
     audit.close()
     assert "an audit record is lost: No space left on device" in caplog.text
@@ -34,8 +35,8 @@ def test_what_a_full_disk_cut_off_costs_no_other_record(tmp_path: Path, monkeypa
         room -= count
         return count
 
-    audit = Audit(str(tmp_path / "audit"))
-    monkeypatch.setattr("kvmd.access.audit.os.write", short)
+    audit = Audit([FileSink(str(tmp_path / "audit"))])
+    monkeypatch.setattr("kvmd.access.sinks.os.write", short)
     assert audit.record("open", WHO, image="first") is False
     assert audit.record("open", WHO, image="second") is False
     room = 1 << 20
@@ -49,7 +50,7 @@ def test_what_a_full_disk_cut_off_costs_no_other_record(tmp_path: Path, monkeypa
 
 def test_a_record_after_the_end_goes_nowhere(tmp_path: Path) -> None:
     """The number of a closed descriptor may be another file's by then."""
-    audit = Audit(str(tmp_path / "audit"))
+    audit = Audit([FileSink(str(tmp_path / "audit"))])
     audit.close()
     with (tmp_path / "other").open("wb"):
         assert audit.record("close", WHO) is False

@@ -7,9 +7,9 @@ import logging
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmd.log import Formatter
+from kvmd.log import TextFormatter
 
-FORMATTER = Formatter("kvmd: %(message)s")
+FORMATTER = TextFormatter()
 
 
 def line(message: str, *arguments: object) -> str:

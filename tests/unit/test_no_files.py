@@ -14,7 +14,7 @@ from kvmd.errors import AccessError
 from kvmd.front.peer import Peer
 from kvmd.handles.process import RunAs
 from kvmd.images.base import Kind
-from kvmd.sessions import PROCFS, PROCFS_ENVIRONMENTS, Sessions, Wanted, _rights, _understood
+from kvmd.sessions import PROCFS, PROCFS_ENVIRONMENTS, Rules, Sessions, Wanted, _rights, _understood
 
 CAN_BECOME = 1 << 6 | 1 << 7
 ALL = ("info", "symbols", "read", "processes", "arguments", "environment", "files", "log")
@@ -30,7 +30,7 @@ REMOTE = Caller(Peer(0, 0, 0, cert="someone"))
 
 def sessions(*rules: Rule) -> Any:
     nothing: Any = None
-    return Sessions(nothing, Policy(rules), nothing, nothing, nothing)
+    return Sessions(nothing, nothing, nothing, nothing, Rules(Policy(rules)))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from libkvm.cli.command import Answer, dumps
+from libkvm.cli.command import Answer, Tool, dumps
 from libkvm.cli.image import opened
 from libkvm.cli.options import parser
 from libkvm.errors import KvmError
@@ -26,9 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with opened(options) as kernel:
-            answer = options.command.run(kernel, options)
+        if isinstance(options.command, Tool):
+            answer = options.command.run(options)
             _print(answer, options.json)
+        else:
+            with opened(options) as kernel:
+                answer = options.command.run(kernel, options)
+                _print(answer, options.json)
         failures = list(answer.failures)
     except KvmError as failure:
         failures = [failure]
@@ -46,8 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     for each in failures:
-        print(f"kvmctl: {printable(each.message)}", file=sys.stderr)
+        print(f"kvmctl: {_told(each)}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _told(failure: KvmError) -> str:
+    """An error's message; the daemon's log and audit record say more of the request that it names."""
+    request = failure.metadata.get("request", "")
+    named = f" [request {request}]" if request and request not in failure.message else ""
+    return printable(failure.message + named)
 
 
 def _print(answer: Answer, as_json: bool) -> None:

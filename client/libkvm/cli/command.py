@@ -39,6 +39,20 @@ class Command:
     arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tool:
+    """A command that looks into no image.
+
+    :ivar help: one line, for ``--help``.
+    :ivar run: does it; raises KvmError.
+    :ivar arguments: adds its arguments to the parser.
+    """
+
+    help: str
+    run: Callable[[argparse.Namespace], Answer]
+    arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+
+
 def number(text: str) -> int:
     """Parse a number that is not negative: decimal, or hexadecimal with 0x."""
     value = int(text, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from libkvm.cli.command import Tool
 from libkvm.cli.table import COMMANDS
 
 
@@ -17,12 +18,14 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         # Accepted here too; absent, they must not undo what stood before the command.
         _common(sub, argparse.SUPPRESS, json=argparse.SUPPRESS)
+        command.arguments(sub)
+        if isinstance(command, Tool):
+            continue
         image = sub.add_argument_group("image")
         image.add_argument("-M", "--core", metavar="CORE", help="a crash dump; default: the running kernel")
         image.add_argument("-N", "--exec", metavar="EXEC", help="the kernel's file with symbols; default: the image's")
         image.add_argument("-W", "--swap", metavar="SWAP", help="the dump's swap areas, joined by ':'")
         image.add_argument("--no-files", action="store_true", help="no image at all: what /proc shows this user")
-        command.arguments(sub)
     return top
 
 

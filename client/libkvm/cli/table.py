@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from libkvm.cli import args, cpus, dmesg, files, info, loadavg, nlist, ps, read, swap
+from libkvm.cli import admin, args, cpus, dmesg, doctor, files, info, loadavg, nlist, ps, read, swap
+from libkvm.cli.command import Command, Tool
 
-COMMANDS = {
+COMMANDS: dict[str, Command | Tool] = {
+    "admin": admin.TOOL,
     "args": args.COMMAND,
     "cpus": cpus.COMMAND,
     "dmesg": dmesg.COMMAND,
+    "doctor": doctor.TOOL,
     "files": files.COMMAND,
     "info": info.COMMAND,
     "loadavg": loadavg.COMMAND,

@@ -13,7 +13,7 @@ import pytest
 
 import libkvm
 from kvmd import errors as shared
-from kvmd.v1 import image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
 from libkvm import calls, records
 
 MANUAL = Path(__file__).parents[3] / "docs" / "man"
@@ -79,11 +79,14 @@ def test_every_exception_of_the_table_is_exported():
     assert kinds <= {getattr(libkvm, name) for name in libkvm.__all__}
 
 
-def test_the_call_table_agrees_with_the_service():
-    service = kvm_service_pb2.DESCRIPTOR.services_by_name["KvmService"]
-    table = [value for value in vars(calls).values() if isinstance(value, calls.Call)]
+@pytest.mark.parametrize("name", [calls.SERVICE, calls.ADMIN])
+def test_the_call_table_agrees_with_the_service(name):
+    files = {calls.SERVICE: kvm_service_pb2, calls.ADMIN: admin_pb2}
+    service = files[name].DESCRIPTOR.services_by_name[name.rpartition(".")[2]]
+    every = [value for value in vars(calls).values() if isinstance(value, calls.Call)]
+    table = [call for call in every if call.service == name]
 
-    assert service.full_name == calls.SERVICE
+    assert service.full_name == name
     assert {call.name for call in table} == set(service.methods_by_name)
     for call in table:
         method = service.methods_by_name[call.name]

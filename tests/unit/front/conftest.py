@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from kvmd.access.limits import Quotas
+from kvmd.config import Limits
 from kvmd.front.listener import bind_unix
 from kvmd.front.lock import InstanceLock
 from kvmd.front.peers import Connection, Peers
@@ -44,6 +46,9 @@ def place() -> Iterator[str]:
     shutil.rmtree(directory)
 
 
+LIMITS = Limits(connections=256, connections_per_uid=256)
+
+
 class Bed:
     """A front, its table, and the upstream it relays to."""
 
@@ -59,8 +64,9 @@ class Bed:
         self.writers.append(writer)
         self.sides.put_nowait((reader, writer))
 
-    def start(self, **options: object) -> Front:
-        self.front = Front(self.peers, self.private, **options)  # type: ignore[arg-type]
+    def start(self, *, limits: Limits = LIMITS, **options: object) -> Front:
+        self.quota = Quotas(limits)["connections"]
+        self.front = Front(self.peers, self.private, self.quota, **options)  # type: ignore[arg-type]
         with InstanceLock(self.public) as lock:
             self.front.serve(bind_unix(self.public, 0o666, lock))
         return self.front

@@ -11,6 +11,8 @@ import sys
 import grpc
 import pytest
 
+from kvmd.access.limits import Quotas
+from kvmd.config import Limits
 from kvmd.front.listener import bind_unix
 from kvmd.front.lock import InstanceLock
 from kvmd.front.peers import Peers
@@ -60,7 +62,7 @@ async def serving(place):
         server.add_generic_rpc_handlers((service.handlers(),))
         server.add_insecure_port(f"unix:{private}")
         await server.start()
-        front = Front(peers, private)
+        front = Front(peers, private, Quotas(Limits())["connections"])
         front.serve(bind_unix(public, 0o666, lock))
         try:
             yield service, public, private, front

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from kvmd.config import Limits
+from kvmd.errors import Reason
 from kvmd.front import relay
 
 
@@ -21,31 +23,79 @@ def _drain(bed):
     return True
 
 
+async def refused(bed):
+    """The entry of a client that has come in only to be told that there is no place for it."""
+    client = await bed.client()
+    _, _, connection = await bed.upstream()
+    assert connection.refusal.reason is Reason.CONNECTION_LIMIT
+    return client, connection
+
+
+async def cut(bed):
+    """Connect a client that is not even told so much."""
+    reader, _ = await bed.client()
+    assert await asyncio.wait_for(reader.read(-1), 5) == b""
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs uid 0")
-async def test_a_user_over_the_limit_is_turned_away_and_others_are_not(bed, spawn, until):
-    front = bed.start(max_per_uid=2)
+async def test_a_user_over_the_limit_is_told_and_others_are_let_in(bed, spawn, until):
+    front = bed.start(limits=Limits(connections_per_uid=2))
     kept = [await bed.client() for _ in range(2)]
     for _ in range(2):
         await bed.upstream()
-    reader, _ = await bed.client()
-    assert await asyncio.wait_for(reader.read(-1), 5) == b""
-    assert front.refused == 1
+    for _ in range(2):
+        _, connection = await refused(bed)
+        assert "limits.connections_per_uid" in connection.refusal.message
+    await cut(bed)
+    assert (front.refused, bed.quota.refused) == (1, 3)
     spawn("sock.recv(1)", user=12345)
     _, _, other = await bed.upstream()
-    assert other.peer.uid == 12345
+    assert (other.peer.uid, other.refusal) == (12345, None)
     kept[0][1].close()
-    await until(lambda: bed.peers.count(os.getuid()) == 1)
+    await until(lambda: bed.quota.of(f"uid:{os.getuid()}") == 1)
     await bed.client()
-    await bed.upstream()
+    _, _, connection = await bed.upstream()
+    assert connection.refusal is None
 
 
-async def test_over_the_limit_of_connections(bed):
-    bed.start(max_connections=1)
+async def test_over_the_limit_of_connections(bed, monkeypatch, until):
+    monkeypatch.setattr(relay, "_POLITE_SECONDS", 0.1)
+    bed.start(limits=Limits(connections=1))
     await bed.client()
     await bed.upstream()
-    reader, _ = await bed.client()
-    assert await asyncio.wait_for(reader.read(-1), 5) == b""
-    assert len(bed.peers) == 1
+    (reader, _), connection = await refused(bed)
+    assert "limits.connections)" in connection.refusal.message
+    assert await asyncio.wait_for(reader.read(-1), 5) == b""  # it is told in time, or not at all
+    await until(lambda: len(bed.peers) == 1)
+    assert bed.front._turned_away == {}
+
+
+async def test_the_refused_are_few(bed, monkeypatch):
+    monkeypatch.setattr(relay, "_POLITE_TO_ALL", 1)
+    bed.start(limits=Limits(connections=1))
+    await bed.client()
+    await bed.upstream()
+    await refused(bed)
+    await cut(bed)
+
+
+async def test_the_daemons_own_connections_count_not(bed):
+    told = []
+    bed.start(limits=Limits(connections=1), own_pid=os.getpid(), on_connect=told.append)
+    for _ in range(3):
+        await bed.client()
+        _, _, connection = await bed.upstream()
+        assert connection.refusal is None
+    assert (bed.quota.used, told) == (0, [])
+
+
+async def test_who_comes_in_is_told_of(bed, until):
+    told = []
+    bed.start(on_connect=told.append)
+    await bed.client()
+    _, _, connection = await bed.upstream()
+    await until(lambda: told == [connection])
+    assert bed.quota.used == 1
 
 
 async def test_thousands_of_clients_leave_nothing(bed, fds, until):
@@ -57,7 +107,7 @@ async def test_thousands_of_clients_leave_nothing(bed, fds, until):
         client.close()
         await asyncio.sleep(0)
     await until(lambda: _drain(bed) and len(bed.peers) == 0 and fds() == before)
-    assert len(bed.peers._by_uid) == 0
+    assert bed.quota.used == 0
     assert front._watch._callbacks == {}
 
 

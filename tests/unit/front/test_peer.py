@@ -92,7 +92,7 @@ def test_a_process_that_exits_while_proc_is_read_is_refused(listener, spawn, fds
     def read(pid):
         process.kill()
         process.wait()
-        return 1, "/somebody/elses"
+        return 1, "/somebody/elses", "/"
 
     monkeypatch.setattr(peer, "_process", read)
     with listener.accept()[0] as client:
@@ -136,4 +136,4 @@ def test_another_failure_is_no_identity():
 def test_proc_that_cant_be_read_gives_none():
     ended = subprocess.Popen(["true"])
     ended.wait()
-    assert peer._process(ended.pid) == (None, None)
+    assert peer._process(ended.pid) == (None, None, None)

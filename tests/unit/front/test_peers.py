@@ -80,15 +80,3 @@ def test_opened_is_unique_whatever_the_clock_does(monkeypatch, clock):
     first = peers.add(ALICE).opened
     monkeypatch.setattr("time.time_ns", lambda: clock)
     assert peers.add(ALICE).opened > first
-
-
-def test_connections_are_counted_by_user():
-    peers = Peers()
-    one, two = peers.add(ALICE), peers.add(ALICE)
-    other = peers.add(Peer(2, 2, 2))
-    assert (peers.count(1000), peers.count(2), peers.count(3), len(peers)) == (2, 1, 0, 3)
-    one.close()
-    assert set(peers) == {two, other}
-    assert peers.count(1000) == 1
-    two.close()
-    assert peers.count(1000) == 0

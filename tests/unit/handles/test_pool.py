@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from kvmd.access.limits import Quotas
+from kvmd.config import Limits
 from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.pool import ImageFiles, Pool
+from kvmd.handles.process import Bounds
 from kvmd.images.base import Kind
 
 
@@ -30,7 +33,7 @@ class FakeWorker:
         self.made.append(self)
 
     @classmethod
-    async def start(cls, memory: int, patience: float, run_as: object = None) -> FakeWorker:
+    async def start(cls, bounds: Bounds, run_as: object = None) -> FakeWorker:
         await cls.starting.wait()
         return cls()
 
@@ -58,7 +61,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
 
 @pytest.fixture
 async def pool(workers: type[FakeWorker]) -> AsyncIterator[Pool]:
-    pool = Pool(most=2, memory=1 << 30, timeout=5, linger=60)
+    pool = Pool(Quotas(Limits(workers=2))["workers"], Bounds(1 << 30, 60, 5), linger=60)
     yield pool
     await pool.close()
     assert all(worker.closed for worker in workers.made)
@@ -78,7 +81,7 @@ async def used(pool: Pool, path: Any) -> Any:
     """As sessions do: the files are closed when acquire comes back, however it does."""
     opened = files(path)
     try:
-        return await pool.acquire(opened)
+        return await pool.acquire(opened, "uid:1")
     finally:
         close(opened)
 
@@ -172,7 +175,7 @@ async def test_open_that_fails_leaves_nothing(pool: Pool, workers: type[FakeWork
     for _ in range(5):
         results = await asyncio.gather(*(used(pool, tmp_path / "bad") for _ in range(3)), return_exceptions=True)
         assert [result.reason for result in results] == [Reason.CORRUPT_IMAGE] * 3
-    assert pool.workers() == []
+    assert pool.entries() == []
     assert all(worker.closed for worker in workers.made)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from kvmd.errors import KvmError, Reason
 from kvmd.handles import process
-from kvmd.handles.process import Worker
+from kvmd.handles.process import Bounds, Worker
 from kvmd.images.base import Kind
 from kvmd.worker.protocol import OpenFrame
 
@@ -53,7 +53,7 @@ async def start(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Start]:
                 return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], stderr=pipe), ours
 
         monkeypatch.setattr(process, "_spawn", spawn)
-        started.append(await Worker.start(1 << 30, patience))
+        started.append(await Worker.start(Bounds(1 << 30, 60, patience)))
         return started[-1]
 
     yield begin
@@ -139,13 +139,13 @@ async def test_no_process_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(24, os.strerror(24))
 
     monkeypatch.setattr(process, "_spawn", spawn)
-    assert await reason(Worker.start(1 << 30, 2)) is Reason.WORKER_DIED
+    assert await reason(Worker.start(Bounds(1 << 30, 60, 2))) is Reason.WORKER_DIED
 
 
 async def test_socket_is_closed_if_there_is_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent")
     before = len(os.listdir("/proc/self/fd"))
-    assert await reason(Worker.start(1 << 30, 2)) is Reason.WORKER_DIED
+    assert await reason(Worker.start(Bounds(1 << 30, 60, 2))) is Reason.WORKER_DIED
     assert len(os.listdir("/proc/self/fd")) == before
 
 

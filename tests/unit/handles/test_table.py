@@ -9,6 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from kvmd.access.limits import Quotas
+from kvmd.config import Limits
 from kvmd.errors import KvmError, Reason
 from kvmd.handles.table import Descriptor, Table
 from kvmd.images.base import Kind
@@ -24,7 +26,7 @@ class Tables(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = Table(most=MOST, most_per_owner=MOST_PER_OWNER)
+        self.table = Table(Quotas(Limits(descriptors=MOST, descriptors_per_uid=MOST_PER_OWNER))["descriptors"])
         self.model: dict[str, tuple[str, object]] = {}
         self.connections = {owner: [SimpleNamespace(), SimpleNamespace()] for owner in ("uid:1", "uid:2", "cert:a")}
 

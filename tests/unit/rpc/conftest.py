@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from kvmd.access.limits import Quotas
+from kvmd.config import Limits
+from kvmd.errors import KvmError
 from kvmd.front.peer import Peer
 from kvmd.front.peers import Connection
+from kvmd.metrics import Metrics
 from kvmd.rpc.interceptor import Guard
 
 
@@ -22,16 +27,19 @@ class Everybody:
 
     def __init__(self) -> None:
         self.uid: int | None = 1000
+        self.refusal: KvmError | None = None
 
     def lookup(self, grpc_peer: str) -> Connection | None:
-        return None if self.uid is None else Connection(Peer(self.uid, self.uid, 1), "token", 0)
+        if self.uid is None:
+            return None
+        return Connection(Peer(self.uid, self.uid, 1), "token", 0, refusal=self.refusal)
 
 
 class Bed:
     """What a test talks to: ``call`` for each method by name, all of bytes."""
 
-    def __init__(self, path: str, peers: Everybody) -> None:
-        self.path, self.peers = path, peers
+    def __init__(self, path: str, peers: Everybody, metrics: Metrics) -> None:
+        self.path, self.peers, self.metrics = path, peers, metrics
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(f"unix:{self.path}", options=[("grpc.use_local_subchannel_pool", 1)])
@@ -43,16 +51,24 @@ Serve = Callable[..., contextlib.AbstractAsyncContextManager[Bed]]
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
     @contextlib.asynccontextmanager
-    async def run(most: int = 10, call: float = 5, stream: float = 5, **handlers: Any) -> AsyncIterator[Bed]:
+    async def run(
+        most: int = 10,
+        call: float = 5,
+        stream: float = 5,
+        limits: Mapping[str, int] = MappingProxyType({}),
+        **handlers: Any,
+    ) -> AsyncIterator[Bed]:
         peers = Everybody()
-        guard = Guard(peers, call_deadline=call, stream_deadline=stream, most_per_owner=most)  # type: ignore[arg-type]
+        quotas = Quotas(Limits(**{"calls_per_uid": most, **limits}))
+        metrics = Metrics(quotas, cast("Any", None), cast("Any", None))
+        guard = Guard(cast("Any", peers), quotas, metrics, call_deadline=call, stream_deadline=stream)
         server = grpc.aio.server(interceptors=[guard])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
         path = str(tmp_path / "grpc")
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
-            yield Bed(path, peers)
+            yield Bed(path, peers, metrics)
         finally:
             await server.stop(0)
 

@@ -39,7 +39,7 @@ async def eventually(condition: Any) -> None:
 
 @pytest.mark.parametrize("kind", [unary, stream])
 async def test_exception_in_a_handler_leaks_nothing(serve: Serve, caplog: pytest.LogCaptureFixture, kind: Any) -> None:
-    """Any exception: the client gets an incident's number, the log what happened."""
+    """Any exception: the client gets the request's number, the log what happened."""
 
     async def wrong(request: bytes, context: Any) -> bytes:
         raise OSError(2, "secret", "/secret/path")
@@ -59,9 +59,9 @@ async def test_exception_in_a_handler_leaks_nothing(serve: Serve, caplog: pytest
     assert failure.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in repr(failure)
     assert all("secret" not in repr(item) for item in failure.trailing_metadata())
-    incident = info(failure).metadata["incident"]
-    assert incident in failure.details()
-    assert any(incident in record.getMessage() and "Wrong" in record.getMessage() for record in caplog.records)
+    request = info(failure).metadata["request"]
+    assert f"(request {request})" in failure.details()
+    assert any("Wrong failed" in record.getMessage() for record in caplog.records)
     assert "/secret/path" in caplog.text
 
 
@@ -74,6 +74,7 @@ async def test_status_details(serve: Serve) -> None:
     assert failure.code() is grpc.StatusCode.OUT_OF_RANGE
     detail = info(failure)
     assert (detail.domain, detail.reason) == ("kvmd", "NOT_MAPPED")
+    assert len(detail.metadata.pop("request")) == 8
     assert dict(detail.metadata) == {"address": "0xfff", "readable": "7"}
 
 
@@ -274,3 +275,63 @@ async def test_handlers_of_all_kinds(serve: Serve) -> None:
         assert [each async for each in channel.unary_stream("/test.Test/Writes")(b"b")] == [b"a", b"b"]
         assert [each async for each in channel.stream_stream("/test.Test/Both")(some())] == [b"xx", b"yy"]
         assert await channel.stream_unary("/test.Test/Joined")(some()) == b"xy"
+
+
+async def test_streams_are_counted_besides(serve: Serve) -> None:
+    async def slow(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.sleep(60)
+
+    server = serve(Slow=stream(slow), Echo=unary(echo), limits={"streams_per_uid": 1})
+    async with server as bed, bed.channel() as channel:
+        first = channel.unary_stream("/test.Test/Slow")(b"")
+        assert await first.read() == b"first"
+        failure = await failure_of(channel.unary_stream("/test.Test/Slow")(b"").read())
+        assert (info(failure).reason, info(failure).metadata["key"]) == ("STREAM_LIMIT", "streams_per_uid")
+        assert await channel.unary_unary("/test.Test/Echo")(b"x") == b"x"
+        first.cancel()
+        await eventually(lambda: bed.metrics.quotas["streams"].used == 0)
+        assert await channel.unary_stream("/test.Test/Slow")(b"").read() == b"first"
+
+
+async def test_bytes_that_nobody_has_taken_are_counted(serve: Serve) -> None:
+    async def large(request: bytes, context: Any) -> bytes:
+        return bytes(int(request))
+
+    async with serve(Large=unary(large), limits={"inflight_bytes_per_uid": 1000}) as bed, bed.channel() as channel:
+        assert len(await channel.unary_unary("/test.Test/Large")(b"1000")) == 1000
+        failure = await failure_of(channel.unary_unary("/test.Test/Large")(b"1001"))
+        assert (failure.code(), info(failure).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BYTES_LIMIT")
+        assert bed.metrics.quotas["inflight_bytes"].used == 0
+
+
+async def test_calls_in_a_second(serve: Serve) -> None:
+    async with serve(Echo=unary(echo), limits={"calls_per_second_per_uid": 20}) as bed, bed.channel() as channel:
+        method = channel.unary_unary("/test.Test/Echo")
+        outcomes = await asyncio.gather(*(method(b"x") for _ in range(60)), return_exceptions=True)
+        refused = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+        assert 20 <= len(refused) <= 40
+        assert {info(each).reason for each in refused} == {"RATE_LIMIT"}
+        bed.peers.uid = 1001
+        assert await method(b"y") == b"y"
+        bed.peers.uid = 1000
+        await asyncio.sleep(0.2)
+        assert await method(b"z") == b"z"
+
+
+async def test_a_connection_too_many_is_told_so(serve: Serve) -> None:
+    async with serve(Echo=unary(echo)) as bed, bed.channel() as channel:
+        bed.peers.refusal = error(Reason.CONNECTION_LIMIT, "too many", key="connections")
+        failure = await failure_of(channel.unary_unary("/test.Test/Echo")(b""))
+        assert (failure.code(), info(failure).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CONNECTION_LIMIT")
+        assert info(failure).metadata["key"] == "connections"
+
+
+async def test_calls_are_observed(serve: Serve) -> None:
+    async with serve(Echo=unary(echo)) as bed, bed.channel() as channel:
+        await channel.unary_unary("/test.Test/Echo")(b"x")
+        await failure_of(channel.unary_unary("/test.Test/Nothing")(b"x"))
+        bed.peers.uid = None
+        await failure_of(channel.unary_unary("/test.Test/Echo")(b"x"))
+    counted = {key: calls.count for key, calls in bed.metrics.calls.items()}
+    assert counted == {("/test.Test/Echo", "OK"): 1, ("/test.Test/Echo", "NO_PEER_IDENTITY"): 1}

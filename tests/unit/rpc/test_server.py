@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from kvmd.access.limits import Quotas
 from kvmd.config import Limits
 from kvmd.front.listener import bind_unix
 from kvmd.front.lock import InstanceLock
 from kvmd.front.peer import Peer
 from kvmd.front.peers import Connection, Peers
 from kvmd.front.relay import Front
+from kvmd.metrics import Metrics
 from kvmd.rpc.server import Server
 
 
@@ -34,9 +37,10 @@ class Trusting(Peers):
 
 async def self_tested(peers: Peers, folder: Path) -> None:
     public, private = str(folder / "kvmd.sock"), str(folder / "grpc")
-    server = Server(peers, SimpleNamespace(), Limits())  # type: ignore[arg-type]
+    quotas, nothing = Quotas(Limits()), cast("Any", SimpleNamespace())
+    server = Server(peers, nothing, Metrics(quotas, nothing, nothing), Limits())
     await server.start(private)
-    front = Front(peers, private)
+    front = Front(peers, private, quotas["connections"])
     with InstanceLock(public) as lock:
         front.serve(bind_unix(public, 0o600, lock))
         try:

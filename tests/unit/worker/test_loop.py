@@ -227,4 +227,4 @@ def test_oversized_frame_ends_the_worker() -> None:
 def test_methods_are_those_of_the_wire() -> None:
     from kvmd.rpc.calls import CALLS
 
-    assert set(METHODS) == {"Write", *CALLS}
+    assert set(METHODS) == {"Write", "Digest", *CALLS}
