@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import libkvm
+from images import fixture
 from procs import eventually, workers
 
 # As systemd does it between fork and exec: the socket is descriptor 3, and LISTEN_PID is the pid that stays.
@@ -193,6 +194,35 @@ def test_the_socket_outlives_restarts(unit: Unit) -> None:
         waiting.settimeout(START)
         assert waiting.recv(9)[3] == 4  # SETTINGS: the second one has taken it
     assert answers(unit.target)
+
+
+def _reads(kernel: libkvm.Kernel, address: int) -> bool:
+    try:
+        return bool(kernel.read(address, 5))
+    except libkvm.UnavailableError:
+        return False
+
+
+def test_killed_and_started_again_its_clients_are_answered_within_five_seconds(unit: Unit) -> None:
+    """The one that is there hears of it within a second, and goes on as soon as it opens again."""
+    dump = fixture("qemu/vmcore.kdump").path
+    words = ("--dump-dir", str(dump.parent))
+    unit.start(*words)
+    unit.wait("READY=1")
+    with libkvm.connect(unit.target) as client:
+        kernel = client.open(corefile=dump)
+        address = kernel.symbol("linux_banner").value
+        unit.kill(signal.SIGKILL)
+        began = time.monotonic()
+        while _reads(kernel, address):
+            assert time.monotonic() - began < 1
+        unit.ended()
+        unit.start(*words)
+        while True:
+            with contextlib.suppress(libkvm.UnavailableError), client.open(corefile=dump) as again:
+                assert again.read(address, 5) == b"Linux"
+                break
+        assert time.monotonic() - began < 5
 
 
 def test_the_watchdog_is_fed_by_a_call_through_the_public_socket(unit: Unit) -> None:
