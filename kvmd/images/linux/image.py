@@ -9,6 +9,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Files
 from kvmd.images.linux import info, log, pages
 from kvmd.images.linux.cpus import Cpus
+from kvmd.images.linux.elfsymbols import stripped
 from kvmd.images.linux.files import OpenFiles
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.paths import Paths, init_root
@@ -25,8 +26,8 @@ from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2, s
 class LinuxImage:
     """A crash dump of a Linux kernel. Opening reads the headers only; the rest is loaded when it is first needed.
 
-    :raises KvmError: the errors of :func:`~kvmd.images.linux.program.open_dump`; EXEC_NOT_ELF, EXEC_STRIPPED,
-        EXEC_FOREIGN; BAD_ARGUMENT without a core; UNSUPPORTED if it is to be written.
+    :raises KvmError: the errors of :func:`~kvmd.images.linux.program.open_dump`; EXEC_NOT_ELF, EXEC_FOREIGN;
+        BAD_ARGUMENT without a core; UNSUPPORTED if it is to be written.
     """
 
     def __init__(self, files: Files) -> None:
@@ -94,7 +95,13 @@ class LinuxImage:
         raise error(Reason.BAD_ARGUMENT, f"{space} is no address space")
 
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
-        """See :class:`~kvmd.images.base.Image`."""
+        """See :class:`~kvmd.images.base.Image`.
+
+        :raises KvmError: EXEC_STRIPPED where an execfile without symbols was named.
+        """
+        execfile = self._kernel.execfile
+        if execfile and not execfile.symbols and not execfile.dwarf:
+            raise stripped(execfile.file)
         return [to_wire(name, self._kernel.symbol(name)) for name in names]
 
     def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:

@@ -41,7 +41,7 @@ class Sources:
 class Kernel:
     """What the rest of the package works with.
 
-    :raises KvmError: EXEC_NOT_ELF, EXEC_STRIPPED, EXEC_FOREIGN for a bad execfile.
+    :raises KvmError: EXEC_NOT_ELF, EXEC_FOREIGN for a bad execfile.
     """
 
     def __init__(self, dump: Dump, execfile: File | None = None, sources: Sources | None = None) -> None:

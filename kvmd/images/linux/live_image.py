@@ -26,7 +26,7 @@ from kvmd.v1 import image_pb2, memory_pb2, symbol_pb2, system_pb2
 class LiveImage(LinuxImage):
     """The running kernel, by /proc/kcore or /dev/mem. Nothing that may change is kept from one call to the next.
 
-    :raises KvmError: as :func:`~kvmd.images.linux.live_memory.open_live`; EXEC_NOT_ELF, EXEC_STRIPPED, EXEC_FOREIGN.
+    :raises KvmError: as :func:`~kvmd.images.linux.live_memory.open_live`; EXEC_NOT_ELF, EXEC_FOREIGN.
     """
 
     _table: LiveKallsyms | None = None
