@@ -39,6 +39,7 @@ class Reason(Enum):
     CORRUPT_IMAGE = "CORRUPT_IMAGE"
     TRUNCATED_IMAGE = "TRUNCATED_IMAGE"
     SPLIT_IMAGE = "SPLIT_IMAGE"
+    NO_DUMP_HEADER = "NO_DUMP_HEADER"
     NO_VMCOREINFO = "NO_VMCOREINFO"
     NO_SYMBOLS = "NO_SYMBOLS"
     NO_TYPES = "NO_TYPES"
@@ -234,11 +235,12 @@ TABLE: dict[Reason, Row] = {
     Reason.CORRUPT_IMAGE: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "a dump of a known format whose structure contradicts itself"),
     Reason.TRUNCATED_IMAGE: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "a dump that ends before its own headers do"),
     Reason.SPLIT_IMAGE: Row(FormatError, "UNIMPLEMENTED", E.EINVAL, None, "one part of a dump that makedumpfile split"),
+    Reason.NO_DUMP_HEADER: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, "no valid dump header", "a NetBSD dump device's image, opened without the place of its dump; use kvm_dump_mkheader"),
     Reason.NO_VMCOREINFO: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "the dump has no VMCOREINFO note"),
     Reason.NO_SYMBOLS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no symbol table in the image; name a vmlinux as execfile"),
     Reason.NO_TYPES: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no BTF in the image; name a vmlinux with DWARF as execfile"),
     Reason.EXEC_NOT_ELF: Row(FormatError, "INVALID_ARGUMENT", E.ENOEXEC, "kernel is not an ELF file", "execfile is no ELF file"),
-    Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile has neither symbols nor DWARF"),
+    Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile, and so the name list, has neither symbols nor DWARF"),
     Reason.EXEC_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "execfile belongs to another kernel than the image"),
     Reason.UNSUPPORTED: Row(UnsupportedError, "UNIMPLEMENTED", E.ENOSYS, None, "this image can't do this"),
     Reason.CORRUPT_DATA: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "kernel data structures in the image contradict themselves"),

@@ -65,6 +65,7 @@ class Wanted:
     name: str
     execfile: str | None = None
     writable: bool = False
+    dump_offset: int | None = None
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -102,8 +103,15 @@ class Sessions:
         status = "OK" if caller.refusal is None else caller.refusal.reason.value
         self.note("connect", caller, status=status, admin=caller.admin)
 
-    async def open(
-        self, caller: Connection, *, execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int
+    async def open(  # noqa: PLR0913 - all that kvm_open(3) takes, and who asks
+        self,
+        caller: Connection,
+        *,
+        execfile: str | None,
+        corefile: str | None,
+        swapfiles: tuple[str, ...],
+        flags: int,
+        dump_offset: int | None = None,
     ) -> Descriptor:
         """Open an image for a caller.
 
@@ -111,8 +119,10 @@ class Sessions:
         """
         began = time.monotonic()
         facts: dict[str, object] = {"core": corefile, "exec": execfile, "flags": flags}
+        if dump_offset is not None:
+            facts["dump_offset"] = dump_offset
         with self._failures("open", caller, began, facts), ExitStack() as files:
-            wanted = _understood(execfile, corefile, swapfiles, flags)
+            wanted = _understood(execfile, corefile, swapfiles, flags, dump_offset)
             self._check_writes(wanted)
             if wanted.kind is Kind.PROCFS:
                 wanted = replace(wanted, name=self._view(caller))
@@ -171,7 +181,7 @@ class Sessions:
             run_as = _rights(caller, environments=image == PROCFS_ENVIRONMENTS)
         if wanted.execfile is not None:
             named.append(("exec", files.enter_context(self._opener.open_exec(wanted.execfile))))
-        return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as)
+        return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as, wanted.dump_offset)
 
     def _first(self, name: str, choice: Iterable[str]) -> OpenedFile:
         for image in choice:
@@ -299,7 +309,9 @@ class Sessions:
         return self._audit.record(event, caller.peer, **facts, **more, status=status, seconds=took)
 
 
-def _understood(execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int) -> Wanted:
+def _understood(
+    execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int, dump_offset: int | None = None
+) -> Wanted:
     if flags & KVM_NO_FILES:  # wins over all other checks, as in NetBSD
         return Wanted(Kind.PROCFS, PROCFS)
     if flags & ~O_RDWR:
@@ -311,7 +323,7 @@ def _understood(execfile: str | None, corefile: str | None, swapfiles: tuple[str
         return Wanted(Kind.LIVE, "live", execfile, writable)
     if corefile == "/dev/mem":
         return Wanted(Kind.MEM, "live:mem", execfile, writable)
-    return Wanted(Kind.DUMP, corefile or "", execfile)  # which is never written, whatever the flags
+    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset)  # never written, whatever the flags
 
 
 def _rights(caller: Connection, *, environments: bool) -> RunAs:

@@ -16,7 +16,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.process import Bounds, RunAs, Worker
 from kvmd.images.base import Kind
 from kvmd.tasks import uncancelled
-from kvmd.worker.protocol import OpenFrame
+from kvmd.worker.protocol import Opened, OpenFrame
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,14 @@ class ImageFiles:
     """The files of an image as the opener gave them, each with its role (:class:`~kvmd.worker.protocol.OpenFrame`).
 
     :ivar run_as: the client whose rights the worker must have, for what it sees depends on them; None: nobody's.
+    :ivar dump_offset: as of :class:`kvmd.images.base.Files`.
     """
 
     kind: Kind
     files: tuple[tuple[str, OpenedFile], ...]
     writable: bool = False
     run_as: RunAs | None = None
+    dump_offset: int | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -58,12 +60,13 @@ class ImageFiles:
             for role, file in self.files
             if self.kind is Kind.DUMP or role in ("exec", "swap")
         ]
-        return self.kind, *inodes, self.writable, self.run_as
+        return self.kind, *inodes, self.writable, self.run_as, self.dump_offset
 
     @property
     def names(self) -> OpenFrame:
         """What the worker is told of them."""
-        return OpenFrame(self.kind, tuple((role, file.path) for role, file in self.files), self.writable)
+        named = tuple((role, file.path) for role, file in self.files)
+        return OpenFrame(self.kind, named, self.writable, self.dump_offset)
 
     @property
     def fds(self) -> list[int]:
@@ -79,12 +82,12 @@ class Entry:
     """
 
     key: tuple[object, ...]
-    opened: asyncio.Task[tuple[Worker, str]]
+    opened: asyncio.Task[tuple[Worker, Opened]]
     owner: str
     since: float = field(default_factory=time.time)
     users: int = 0
     retiring: asyncio.TimerHandle | None = None
-    kernel_name: str = field(default="", init=False)
+    image: Opened = field(default=Opened(), init=False)
 
     @property
     def worker(self) -> Worker:
@@ -145,7 +148,7 @@ class Pool:
                 log.warning("a worker started ahead did not come up: %s", failure)
         return await self._start()
 
-    async def _open(self, files: ImageFiles) -> tuple[Worker, str]:
+    async def _open(self, files: ImageFiles) -> tuple[Worker, Opened]:
         worker = await self._take(files)
         try:
             return worker, await worker.open(files.names, files.fds)
@@ -175,7 +178,7 @@ class Pool:
         entry.users += 1
         try:
             # Not cancelled with the caller: others may be waiting for the same image, and it holds our fds.
-            _, entry.kernel_name = await uncancelled(entry.opened)
+            _, entry.image = await uncancelled(entry.opened)
         except BaseException:
             self.release(entry)
             raise
@@ -216,7 +219,7 @@ class Pool:
         self._forget(entry)
         self._run(self._end(entry.opened))
 
-    async def _end(self, opened: asyncio.Task[tuple[Worker, str]]) -> None:
+    async def _end(self, opened: asyncio.Task[tuple[Worker, Opened]]) -> None:
         try:
             worker, _ = await opened
         except (KvmError, asyncio.CancelledError):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
-from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, WRITABLE, Kind, OpenFrame, decode_error, frame
+from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, WRITABLE, Kind, Opened, OpenFrame, decode_error, frame
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ LOG_PAUSE = 0.05
 _CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 START_SECONDS = 30.0
 """How long a worker may take to import and to give up its privileges."""
-MOST_NAME = 4096
-"""The longest name of a kernel, in bytes."""
 
 
 def _ending(status: int) -> str:
@@ -262,10 +260,10 @@ class Worker:
         exchange.add_done_callback(_nobody_asks)
         return exchange
 
-    async def open(self, names: OpenFrame, fds: Sequence[int]) -> str:
+    async def open(self, names: OpenFrame, fds: Sequence[int]) -> Opened:
         """Hand the files over.
 
-        :returns: the name of the namelist.
+        :returns: what there is to say of the image.
         :raises KvmError: as the image's opening does.
         """
         try:
@@ -274,7 +272,7 @@ class Worker:
             log.warning("worker %d is given up: it denies an open", self.pid)
             self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
             raise self.why() from None
-        return payload[:MOST_NAME].decode("utf-8", "replace")
+        return Opened.decode(bytes(payload))
 
     async def call(self, method: str, request: bytes) -> bytes:
         """A unary call: request message in, answer message out."""

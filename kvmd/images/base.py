@@ -50,6 +50,8 @@ class Files:
         ``kallsyms`` (/proc/kallsyms), ``vmcoreinfo`` (/sys/kernel/vmcoreinfo), ``iomem`` (/proc/iomem),
         ``btf/vmlinux`` and ``btf/MODULE`` (/sys/kernel/btf/*), ``kcore`` (/proc/kcore beside MEM, for its notes),
         ``mem`` (/dev/mem open for reading and writing, if ``writable``), ``swaps`` (/proc/swaps).
+    :ivar dump_offset: where in ``core``, a dump device's image, a NetBSD kernel left its dump; None: ``core`` is a
+        dump's file.
     """
 
     core: File | None
@@ -58,6 +60,7 @@ class Files:
     writable: bool = False
     kind: Kind = Kind.DUMP
     extra: Mapping[str, File] = field(default_factory=dict)
+    dump_offset: int | None = None
 
 
 class Image(Protocol):
@@ -68,6 +71,9 @@ class Image(Protocol):
 
     def kernel_name(self) -> str:
         """The name of the namelist: execfile's, or the source of the symbols."""
+
+    def foreign(self) -> bool:
+        """Whether FreeBSD's libkvm would ask for a symbol resolver: a dump of FreeBSD's and of another architecture."""
 
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
         """Read exactly ``length`` (at most :data:`CHUNK`) bytes, or raise; ``pid`` counts in the user's space only.
@@ -96,6 +102,12 @@ class Image(Protocol):
 
     def pages(self, start: int) -> Iterator[memory_pb2.Page]:
         """Walk the kernel's page tables from a virtual address on (0: the kernel's half), in ascending order."""
+
+    def dump_header(self, memory_bytes: int) -> image_pb2.GetDumpHeaderResponse:
+        """Make the header of a NetBSD dump's file, for so many bytes of memory.
+
+        :raises KvmError: NO_DUMP_HEADER where the device's own was not found; UNSUPPORTED of what is no NetBSD dump.
+        """
 
     def load_average(self) -> list[float]:
         """The load averages over 1, 5 and 15 minutes."""

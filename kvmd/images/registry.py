@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import Files, Image, Kind
+from kvmd.images.bsd import formats as bsd
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.live_image import LiveImage
 from kvmd.images.linux.program import is_mine
@@ -29,7 +30,12 @@ class Format:
     open: Callable[[Files], Image]
 
 
-FORMATS: tuple[Format, ...] = (Format("Linux kernel dump", is_mine, LinuxImage),)
+FORMATS: tuple[Format, ...] = (
+    Format("NetBSD kernel core", bsd.is_kcore, bsd.open_netbsd),
+    Format("FreeBSD minidump", bsd.is_minidump, bsd.open_minidump),
+    Format("FreeBSD ELF core", bsd.is_elf_core, bsd.open_elf_core),
+    Format("Linux kernel dump", is_mine, LinuxImage),
+)
 
 RUNNING: dict[Kind, Callable[[Files], Image]] = {
     Kind.LIVE: LiveImage,
@@ -53,9 +59,13 @@ def open_image(files: Files) -> Image:
     source = FileSource(files.core.fd)
     if source.size == 0:
         raise error(Reason.EMPTY_FILE, f"{files.core.name} is empty", path=files.core.name, strerror=os.strerror(22))
+    if files.dump_offset is not None:
+        return bsd.open_netbsd(files)
     for known in FORMATS:
         if known.probe(source):
             return known.open(files)
+    if bsd.is_dump_device(files):
+        return bsd.open_netbsd(files)
     names = ", ".join(known.name for known in FORMATS)
     message = f"{files.core.name} is of no format that is known ({names})"
     raise error(Reason.UNSUPPORTED_FORMAT, message, path=files.core.name)

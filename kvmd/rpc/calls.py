@@ -77,5 +77,6 @@ CALLS: dict[str, Call] = {
     "GetCpuTimes": Call(system_pb2.GetCpuTimesRequest, _always("info")),
     "GetCpus": Call(system_pb2.GetCpusRequest, _always("info")),
     "GetSwapInfo": Call(system_pb2.GetSwapInfoRequest, _always("info")),
+    "GetDumpHeader": Call(image_pb2.GetDumpHeaderRequest, _always("read")),
     "GetFiles": Call(system_pb2.GetFilesRequest, _always("files"), streams=True),
 }

@@ -48,15 +48,17 @@ class KvmService:
 
     @staticmethod
     def _opened(kind: type[pb.OpenResponse | pb.OpenFilesResponse], descriptor: Descriptor) -> bytes:
-        return kind(descriptor=descriptor.id, kernel_name=descriptor.entry.kernel_name).SerializeToString()
+        image = descriptor.entry.image
+        answer = kind(descriptor=descriptor.id, kernel_name=image.kernel_name, foreign=image.foreign)
+        return answer.SerializeToString()
 
     async def _open(self, request: pb.OpenRequest) -> Descriptor:
-        def given(name: str) -> str | None:
+        def given(name: str) -> Any:
             return getattr(request, name) if request.HasField(name) else None
 
         return await self._sessions.open(
             caller.get(), execfile=given("execfile"), corefile=given("corefile"),
-            swapfiles=tuple(request.swapfiles), flags=request.flags,
+            swapfiles=tuple(request.swapfiles), flags=request.flags, dump_offset=given("dump_offset"),
         )  # fmt: skip
 
     async def close(self, raw: bytes, context: Context) -> bytes:

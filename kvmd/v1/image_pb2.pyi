@@ -92,3 +92,19 @@ class GetLogResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     records: _containers.RepeatedCompositeFieldContainer[LogRecord]
     def __init__(self, records: _Optional[_Iterable[_Union[LogRecord, _Mapping]]] = ...) -> None: ...
+
+class GetDumpHeaderRequest(_message.Message):
+    __slots__ = ("descriptor", "memory_bytes")
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    memory_bytes: int
+    def __init__(self, descriptor: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class GetDumpHeaderResponse(_message.Message):
+    __slots__ = ("header", "device_bytes")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    header: bytes
+    device_bytes: int
+    def __init__(self, header: _Optional[bytes] = ..., device_bytes: _Optional[int] = ...) -> None: ...

@@ -14,24 +14,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class OpenRequest(_message.Message):
-    __slots__ = ("execfile", "corefile", "swapfiles", "flags")
+    __slots__ = ("execfile", "corefile", "swapfiles", "flags", "dump_offset")
     EXECFILE_FIELD_NUMBER: _ClassVar[int]
     COREFILE_FIELD_NUMBER: _ClassVar[int]
     SWAPFILES_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
+    DUMP_OFFSET_FIELD_NUMBER: _ClassVar[int]
     execfile: str
     corefile: str
     swapfiles: _containers.RepeatedScalarFieldContainer[str]
     flags: int
-    def __init__(self, execfile: _Optional[str] = ..., corefile: _Optional[str] = ..., swapfiles: _Optional[_Iterable[str]] = ..., flags: _Optional[int] = ...) -> None: ...
+    dump_offset: int
+    def __init__(self, execfile: _Optional[str] = ..., corefile: _Optional[str] = ..., swapfiles: _Optional[_Iterable[str]] = ..., flags: _Optional[int] = ..., dump_offset: _Optional[int] = ...) -> None: ...
 
 class OpenResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name")
+    __slots__ = ("descriptor", "kernel_name", "foreign")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ...) -> None: ...
+    foreign: bool
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ...) -> None: ...
 
 class OpenFilesRequest(_message.Message):
     __slots__ = ("open",)
@@ -40,16 +44,18 @@ class OpenFilesRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenRequest, _Mapping]] = ...) -> None: ...
 
 class OpenFilesResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name", "errbuf", "error")
+    __slots__ = ("descriptor", "kernel_name", "errbuf", "error", "foreign")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
     ERRBUF_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
     errbuf: str
     error: _error_pb2.Error
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+    foreign: bool
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., foreign: _Optional[bool] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("descriptor",)

@@ -129,6 +129,11 @@ class KvmServiceStub:
                 request_serializer=kvmd_dot_v1_dot_system__pb2.GetFilesRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_system__pb2.GetFilesResponse.FromString,
                 _registered_method=True)
+        self.GetDumpHeader = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetDumpHeader',
+                request_serializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.FromString,
+                _registered_method=True)
 
 
 class KvmServiceServicer:
@@ -262,6 +267,13 @@ class KvmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDumpHeader(self, request, context):
+        """Makes the header of a NetBSD dump's file, for kvm_dump_wrtheader(3).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -354,6 +366,11 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     servicer.GetFiles,
                     request_deserializer=kvmd_dot_v1_dot_system__pb2.GetFilesRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_system__pb2.GetFilesResponse.SerializeToString,
+            ),
+            'GetDumpHeader': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDumpHeader,
+                    request_deserializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -842,6 +859,33 @@ class KvmService:
             '/kvmd.v1.KvmService/GetFiles',
             kvmd_dot_v1_dot_system__pb2.GetFilesRequest.SerializeToString,
             kvmd_dot_v1_dot_system__pb2.GetFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDumpHeader(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetDumpHeader',
+            kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.SerializeToString,
+            kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import traceback
@@ -13,7 +12,7 @@ from itertools import count
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files, Image
 from kvmd.worker.methods import METHODS
-from kvmd.worker.protocol import CURSOR, HEADER, MAX_FILES, MAX_PAYLOAD, Kind, OpenFrame, encode_error
+from kvmd.worker.protocol import CURSOR, HEADER, MAX_FILES, MAX_PAYLOAD, Kind, Opened, OpenFrame, encode_error
 
 MAX_CURSORS = 256
 """The most streams that wait for their client at once."""
@@ -95,8 +94,9 @@ class Loop:
         core, execfile = one.pop("core", None), one.pop("exec", None)
         one.pop("swap", None)
         swap = tuple(file for role, file in opened if role == "swap")
-        self._image = self._open_image(Files(core, execfile, swap, names.writable, names.kind, one))
-        return Kind.RESULT, os.fsencode(self._image.kernel_name())
+        files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset)
+        self._image = self._open_image(files)
+        return Kind.RESULT, Opened(self._image.kernel_name(), self._image.foreign()).encode()
 
     def _call(self, payload: bytes) -> Answer:
         method, _, request = payload.partition(b"\0")

@@ -109,6 +109,12 @@ def get_info(image: Image, raw: bytes) -> bytes:
     return image_pb2.GetInfoResponse(info=image.info()).SerializeToString()
 
 
+def get_dump_header(image: Image, raw: bytes) -> bytes:
+    """Make the header of a dump's file."""
+    request = image_pb2.GetDumpHeaderRequest.FromString(raw)
+    return image.dump_header(request.memory_bytes).SerializeToString()
+
+
 def get_log(image: Image, raw: bytes) -> Iterator[bytes]:
     """Read the printk buffer."""
     image_pb2.GetLogRequest.FromString(raw)
@@ -181,6 +187,7 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "GetProcs": get_procs,
     "GetStrings": get_strings,
     "GetInfo": get_info,
+    "GetDumpHeader": get_dump_header,
     "GetLog": get_log,
     "Write": write,
     "Digest": digest,

@@ -5,7 +5,7 @@ A frame is a header of two little-endian u32 (kind, payload length) and the payl
 ========= ============================================= ==================================
 frame     payload                                       answer
 ========= ============================================= ==================================
-OPEN      JSON (:class:`OpenFrame`), descriptors along  RESULT (the kernel's name) or ERROR
+OPEN      JSON (:class:`OpenFrame`), descriptors along  RESULT (:class:`Opened`) or ERROR
 CALL      method name, NUL, request message             RESULT, ITEM, END or ERROR
 NEXT      cursor, u32                                   ITEM, END or ERROR
 DROP      cursor, u32                                   END
@@ -22,6 +22,7 @@ nothing else: answers have bounds (:data:`MOST_ANSWER`), and an error may not sp
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -61,6 +62,8 @@ MOST_ANSWER = {Kind.READY: 4 << 10, Kind.RESULT: 24 << 20, Kind.ITEM: 8 << 20, K
 _MOST_WORD = 64
 _MOST_WORDS = 16
 _MOST_TEXT = 1024
+_MOST_NAME = 4096
+"""The longest name of a kernel, in bytes."""
 
 _DAEMONS = {
     Reason.NO_PEER_IDENTITY,
@@ -95,21 +98,44 @@ class OpenFrame:
     :ivar kind: what is opened.
     :ivar files: role and name of each descriptor, in their order: ``core``, ``exec``, ``swap`` (any number), or a
         key of :attr:`kvmd.images.base.Files.extra`.
+    :ivar dump_offset: as of :class:`kvmd.images.base.Files`.
     """
 
     kind: ImageKind
     files: tuple[tuple[str, str], ...]
     writable: bool = False
+    dump_offset: int | None = None
 
     def encode(self) -> bytes:
         """As a payload."""
-        return json.dumps([self.kind, self.files, self.writable]).encode()
+        return json.dumps([self.kind, self.files, self.writable, self.dump_offset]).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> OpenFrame:
         """From a payload."""
-        kind, files, writable = json.loads(payload)
-        return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable)
+        kind, files, writable, dump_offset = json.loads(payload)
+        return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable, dump_offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What OPEN's RESULT says of the image.
+
+    :ivar kernel_name: the name of the namelist.
+    :ivar foreign: as :meth:`kvmd.images.base.Image.foreign`.
+    """
+
+    kernel_name: str = ""
+    foreign: bool = False
+
+    def encode(self) -> bytes:
+        """As a payload: a byte of 0 or 1, and the name."""
+        return bytes([self.foreign]) + os.fsencode(self.kernel_name)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Opened:
+        """From a payload, of which a name's worth counts."""
+        return cls(payload[1 : 1 + _MOST_NAME].decode("utf-8", "replace"), payload[:1] == b"\1")
 
 
 def encode_error(failure: KvmError) -> error_pb2.Error:

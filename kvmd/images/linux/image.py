@@ -84,6 +84,10 @@ class LinuxImage:
         """The execfile's name, else the source of the symbols: ``kallsyms`` or ``vmcoreinfo``."""
         return self._names.exec.name if self._names.exec else self._kernel.symbols_source
 
+    def foreign(self) -> bool:
+        """See :class:`~kvmd.images.base.Image`; only FreeBSD's dumps are."""
+        return False
+
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
         """See :class:`~kvmd.images.base.Image`."""
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
@@ -133,6 +137,10 @@ class LinuxImage:
     def pages(self, start: int) -> Iterator[memory_pb2.Page]:
         """See :class:`~kvmd.images.base.Image`."""
         yield from pages.pages(self._kernel, start)
+
+    def dump_header(self, memory_bytes: int) -> image_pb2.GetDumpHeaderResponse:
+        """Refuse: Linux's dumps are ready to use."""
+        raise error(Reason.UNSUPPORTED, "only a NetBSD dump has such a header")
 
     def load_average(self) -> list[float]:
         """See :class:`~kvmd.images.base.Image`."""

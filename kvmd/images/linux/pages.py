@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.kernel import Kernel
-from kvmd.images.linux.walk import Mapping, PageWalk
+from kvmd.images.linux.walk import Mapping, PageWalk, incomplete
 from kvmd.v1 import memory_pb2
 
 _PAGE_OFFSET = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
@@ -42,12 +42,7 @@ def pages(kernel: Kernel, start: int = 0) -> Iterator[memory_pb2.Page]:
             page.direct_address = address
         yield page
     if walk.failure is not None:
-        raise _incomplete(walk.failure, walk.skipped)
-
-
-def _incomplete(first: KvmError, skipped: int) -> KvmError:
-    message = f"all else is listed, but {skipped} page tables can't be read, the first because {first.message}"
-    return error(first.reason, message, **(first.metadata | {"address": first.address, "skipped": skipped}))
+        raise incomplete(walk.failure, walk.skipped)
 
 
 def _walk(kernel: Kernel) -> PageWalk:

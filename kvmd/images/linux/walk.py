@@ -131,3 +131,12 @@ class PageWalk:
         else:
             self._tables.move_to_end(table)
         return found
+
+
+def incomplete(first: KvmError, skipped: int) -> KvmError:
+    """What ends a walk that had to pass over tables.
+
+    :param first: why the first can't be read, with the first virtual address that it would map.
+    """
+    message = f"all else is listed, but {skipped} page tables can't be read, the first because {first.message}"
+    return error(first.reason, message, **(first.metadata | {"address": first.address, "skipped": skipped}))

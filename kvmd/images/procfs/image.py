@@ -40,6 +40,10 @@ class ProcfsImage:
         """Empty: there is no namelist, and NetBSD leaves rubbish there."""
         return ""
 
+    def foreign(self) -> bool:
+        """See :class:`~kvmd.images.base.Image`; only FreeBSD's dumps are."""
+        return False
+
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> NoReturn:
         """Refuse."""
         raise _no_files("kvm_uread" if space == memory_pb2.ADDRESS_SPACE_USER else "kvm_read")
@@ -67,6 +71,10 @@ class ProcfsImage:
     def pages(self, start: int) -> Iterator[memory_pb2.Page]:
         """Refuse."""
         raise _no_files("kvm_walk_pages")
+
+    def dump_header(self, memory_bytes: int) -> image_pb2.GetDumpHeaderResponse:
+        """Refuse."""
+        raise _no_files("kvm_dump_wrtheader")
 
     def load_average(self) -> list[float]:
         """See :class:`~kvmd.images.base.Image`."""

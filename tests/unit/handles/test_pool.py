@@ -16,6 +16,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.process import Bounds
 from kvmd.images.base import Kind
+from kvmd.worker.protocol import Opened
 
 
 class FakeWorker:
@@ -37,11 +38,11 @@ class FakeWorker:
         await cls.starting.wait()
         return cls()
 
-    async def open(self, names: object, fds: Sequence[int]) -> str:
+    async def open(self, names: object, fds: Sequence[int]) -> Opened:
         self.fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
         if "bad" in self.fds[0]:
             raise error(Reason.CORRUPT_IMAGE, "bad")
-        return "kernel"
+        return Opened("kernel")
 
     async def close(self) -> None:
         self.closed = True

@@ -100,9 +100,10 @@ async def test_worker_can_not_deny_an_open(start: Start) -> None:
 
 async def test_name_of_a_kernel_is_text_whatever_it_is(start: Start) -> None:
     worker = await start("send(READY)\nreceive()\nsend(RESULT, b'\\xff' * 100000)\nreceive()")
-    name = await worker.open(NAMES, [])
-    assert len(name) <= 4096
-    name.encode()
+    opened = await worker.open(NAMES, [])
+    assert len(opened.kernel_name) <= 4096
+    assert not opened.foreign
+    opened.kernel_name.encode()
 
 
 async def test_signal_without_a_name(start: Start) -> None:
