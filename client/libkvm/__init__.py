@@ -105,7 +105,19 @@ from libkvm.errors import (
     UnsupportedError,
 )
 from libkvm.kernel import Kernel
-from libkvm.records import Cpu, CpuTimes, Info, LogRecord, OpenFile, Page, Process, RangeResult, SwapArea, Symbol
+from libkvm.records import (
+    Cpu,
+    CpuTimes,
+    DumpHeader,
+    Info,
+    LogRecord,
+    OpenFile,
+    Page,
+    Process,
+    RangeResult,
+    SwapArea,
+    Symbol,
+)
 
 __all__ = [
     "ARG_MAX",
@@ -147,6 +159,7 @@ __all__ = [
     "CpuTimes",
     "DeadlineError",
     "DescriptorError",
+    "DumpHeader",
     "ErrBuf",
     "FaultError",
     "FormatError",

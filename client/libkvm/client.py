@@ -53,6 +53,7 @@ class Client(Unpicklable):
         *,
         write: bool = False,
         no_files: bool = False,
+        dump_offset: int | None = None,
         timeout: float | None = None,
     ) -> Kernel:
         """Open the running kernel or a crash dump; see kvm_open(3).
@@ -64,6 +65,8 @@ class Client(Unpicklable):
         :param write: ask for the right to write; a crash dump opens, but is never written.
         :param no_files: open nothing at all, and see of processes, load, CPU time and swap what /proc would show
             this user; nothing else then works, and all other arguments are ignored. See KVM_NO_FILES in kvm_open(3).
+        :param dump_offset: where in a NetBSD dump device's image the kernel left its dump, in bytes; see kvm_dump(3).
+            None: the dump is a file that savecore(8) wrote, or another system's.
         :param timeout: seconds to wait; None: the client's ``long_timeout``.
         :raises SourceError: a file can't be opened.
         :raises FormatError: it is not what it should be.
@@ -72,7 +75,8 @@ class Client(Unpicklable):
         """
         session = self._session
         flags = KVM_NO_FILES if no_files else _O_RDWR if write else 0
-        request = open_request(corefile, execfile, swapfile, flags, local=session.local)
+        local = session.local
+        request = open_request(corefile, execfile, swapfile, flags, local=local, dump_offset=dump_offset)
         answer = session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
         return Kernel(
             session,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from libkvm.calls import GET_INFO, GET_LOG, NLIST
+from libkvm.bounds import length_number
+from libkvm.calls import GET_DUMP_HEADER, GET_INFO, GET_LOG, NLIST
 from libkvm.convert import record
 from libkvm.errors import no_such_symbol
 from libkvm.handle import Handle
 from libkvm.memory import Memory
 from libkvm.pages import Pages
 from libkvm.processes import Processes
-from libkvm.records import Info, LogRecord, Symbol
+from libkvm.records import DumpHeader, Info, LogRecord, Symbol
 from libkvm.system import System
 from libkvm.writing import Writing
 
@@ -60,6 +61,18 @@ class Kernel(Memory, Writing, Pages, Processes, System, Handle):
             answer = self._session.unary(NLIST, NLIST.request(descriptor=self._id, names=batch), timeout)
             table.update((found.name, record(Symbol, found)) for found in answer.symbols if found.found)
         return table
+
+    def dump_header(self, memory_bytes: int = 0, *, timeout: float | None = None) -> DumpHeader:
+        """Make the header of a NetBSD dump's file; see kvm_dump(3).
+
+        :param memory_bytes: how much memory will follow.
+        :param timeout: seconds to wait; None: the client's.
+        :raises FormatError: the image is a dump device's, opened without ``dump_offset``.
+        :raises UnsupportedError: it is no NetBSD dump.
+        """
+        request = GET_DUMP_HEADER.request(descriptor=self._id, memory_bytes=length_number(memory_bytes))
+        answer = self._session.unary(GET_DUMP_HEADER, request, timeout)
+        return record(DumpHeader, answer)
 
     def log(self, *, timeout: float | None = None) -> list[LogRecord]:
         """Read the kernel's printk ring buffer, oldest record first.

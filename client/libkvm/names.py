@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from kvmd.v1.kvm_service_pb2 import OpenRequest
+from libkvm.bounds import length_number
 from libkvm.errors import Reason, error
 
 KVM_NO_FILES = 0x80000000
@@ -15,15 +16,22 @@ Name = str | os.PathLike[str]
 Swap = Name | Sequence[Name] | None
 
 
-def open_request(
-    corefile: Name | None, execfile: Name | None, swapfile: Swap, flags: int, *, local: bool
+def open_request(  # noqa: PLR0913 - all that kvm_open(3) takes
+    corefile: Name | None,
+    execfile: Name | None,
+    swapfile: Swap,
+    flags: int,
+    *,
+    local: bool,
+    dump_offset: int | None = None,
 ) -> OpenRequest:
     """Build the request of Open.
 
     :param swapfile: one name, several joined by ``:``, or a sequence of names.
     :param flags: open(2)'s, or KVM_NO_FILES; only the low 32 bits count, as of a C int.
+    :param dump_offset: where in a dump device's image a NetBSD kernel left its dump; None: the image is a file's.
     :param local: whether the daemon sees this host's files, so that relative names mean something to it.
-    :raises RequestError: a name is not valid text.
+    :raises RequestError: a name is not valid text, or there can be no such offset.
 
     With KVM_NO_FILES nothing else counts, as in NetBSD: names are neither looked at nor sent.
     """
@@ -33,8 +41,10 @@ def open_request(
     core = None if corefile is None else _path(corefile, local)
     exe = None if execfile is None else _path(execfile, local)
     swap = [_path(name, local) for name in _split(swapfile)]
+    if dump_offset is not None:
+        dump_offset = length_number(dump_offset)
     try:
-        return OpenRequest(corefile=core, execfile=exe, swapfiles=swap, flags=flags)
+        return OpenRequest(corefile=core, execfile=exe, swapfiles=swap, flags=flags, dump_offset=dump_offset)
     except UnicodeEncodeError as failure:
         raise error(Reason.BAD_ARGUMENT, f"file name {failure.object!r} is not UTF-8") from None
 

@@ -119,6 +119,18 @@ class Process:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DumpHeader:
+    """The header of a NetBSD dump's file.
+
+    :ivar header: all that precedes the memory there.
+    :ivar device_bytes: how many bytes precede it on the dump device.
+    """
+
+    header: bytes = dataclasses.field(metadata={"raw": True})
+    device_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LogRecord:
     """One record of the kernel's printk ring buffer.
 

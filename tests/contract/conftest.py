@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import bsd
 import libkvm
 from daemon import running_daemon
 from images import fixture
@@ -79,12 +80,40 @@ def odd(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def target(odd) -> Iterator[str]:
+def dumps(tmp_path_factory) -> Path:
+    """A dump directory of BSD dumps and kernels, by the names that the acceptance list gives them."""
+    folder = tmp_path_factory.mktemp("bsd")
+    for name, data in bsd_files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def bsd_files() -> dict[str, bytes]:
+    made = {name: build().file() for name, build in {"k1": bsd.k1, "k2": bsd.k2, "k3": bsd.k3, "k4": bsd.k4}.items()}
+    made |= {
+        "k5": bsd.k5().file(),
+        "k6": b"\xa5" * 8192 + bsd.k1().device(),
+        "e1": bsd.e1(),
+        "m4": bsd.arm64_minidump(),
+    }
+    made |= {f"m{version}": bsd.minidump(version).file() for version in (1, 2, 3)}
+    made |= bsd.k7()
+    for version in (0, 4):
+        made[f"version{version}"] = data = bytearray(made["m3"])
+        data[24] = version
+    names = {"dumpmag": bsd.TEXT_BASE, "version": bsd.TEXT_BASE + 8}
+    made |= {"netbsd": bsd.kernel(names, netbsd=True), "netbsd-stripped": bsd.kernel(None, netbsd=True)}
+    made |= {"freebsd": bsd.kernel(bsd.E1_SYMBOLS), "freebsd-arm64": bsd.kernel({"a": 1}, bsd.AARCH64)}
+    return made
+
+
+@pytest.fixture(scope="session")
+def target(odd, dumps) -> Iterator[str]:
     if LIVE:
         yield os.environ["KVMD_TARGET"]
         return
     folders = {os.path.dirname(load(name).path) for name in NAMES}
-    with running_daemon([*folders, odd]) as daemon:
+    with running_daemon([*folders, odd, dumps]) as daemon:
         yield daemon.target
 
 

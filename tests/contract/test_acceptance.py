@@ -1,8 +1,7 @@
 """A14 to A33 of the acceptance list derived from libkvm's sources, by number, on Linux dumps.
 
-A18 to A21 are stated for NetBSD's kcore files, and hold here for the same situations in Linux dumps. A23 to A27 are of
-formats alone that kvmd does not read yet (raw NetBSD dumps, FreeBSD minidumps, foreign ELF kernels): of A23 and A24 the
-refusals are tested.
+A18 to A21 are stated for NetBSD's kcore files, and hold here for the same situations in Linux dumps; of A23 and A24 the
+refusals are tested. The cases of BSD dumps, A17 to A27, are in test_bsd.py.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ import errno
 import io
 import itertools
 import os
+import struct
 import threading
 
 import pytest
 
+import bsd
 import libkvm
 from libkvm import ErrBuf, Nlist, Reason, kvm_close, kvm_geterr, kvm_nlist, kvm_open, kvm_openfiles, kvm_read
 
@@ -60,6 +61,22 @@ def test_a17_nlist(kd, dump):
         assert kvm_nlist(kd, nl) == 1
         assert (nl[0].n_type, nl[0].n_value) == (0, 0)
         assert nl[1].n_value == dump.symbol("init_task")
+
+
+def test_a17_a_stripped_execfile(client, one, dumps):
+    with client.open(one.path) as kernel:
+        build_id = bytes.fromhex(kernel.info.build_id)
+    note = struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
+    (dumps / "vmlinux-stripped").write_bytes(bsd.elf(2, bsd.X86_64, [(".notes", 7, 2, 0, note)]))
+    kd = kvm_openfiles(dumps / "vmlinux-stripped", one.path, None, os.O_RDONLY, None)
+    nl = [Nlist("jiffies", n_type=9, n_value=9)]
+
+    assert kvm_nlist(kd, nl) == -1
+    assert kvm_geterr(kd) == "bad namelist"
+    assert nl == [Nlist("jiffies")]
+    assert kvm_read(kd, one.symbol("linux_banner"), buf := bytearray(13)) == 13
+    assert buf == b"Linux version"
+    assert kvm_close(kd) == 0
 
 
 def test_a18_reads_within_a_page_across_pages_and_off_the_map(kd, dump):

@@ -36,7 +36,19 @@ from libkvm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from libkvm.records import Cpu, CpuTimes, Info, LogRecord, OpenFile, Page, Process, RangeResult, SwapArea, Symbol
+from libkvm.records import (
+    Cpu,
+    CpuTimes,
+    DumpHeader,
+    Info,
+    LogRecord,
+    OpenFile,
+    Page,
+    Process,
+    RangeResult,
+    SwapArea,
+    Symbol,
+)
 
 __all__ = [
     "AccessError",
@@ -46,6 +58,7 @@ __all__ = [
     "CpuTimes",
     "DeadlineError",
     "DescriptorError",
+    "DumpHeader",
     "FaultError",
     "FormatError",
     "Info",

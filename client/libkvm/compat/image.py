@@ -8,9 +8,10 @@ from libkvm.compat.kd import Kvm, open_handle, usable
 def kvm_native(kd: Kvm | None) -> int:
     """Tell whether an image can be read as this library's own kind: FreeBSD's kvm_native(3).
 
-    :return: 1: the daemon understands every image that it opens; 0 for None and for a closed handle.
+    :return: 0 for a FreeBSD dump of another architecture than the daemon's host, for None and for a closed handle;
+        1 for all else: the daemon understands every image that it opens.
     """
-    return 0 if open_handle(kd) is None else 1
+    return 0 if (kd := open_handle(kd)) is None or kd.foreign else 1
 
 
 def kvm_kerndisp(kd: Kvm | None) -> int:

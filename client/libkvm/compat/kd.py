@@ -16,6 +16,8 @@ from libkvm.kernel import Kernel
 from libkvm.printable import printable
 
 T = TypeVar("T")
+Resolver = Callable[[str], int | None]
+"""Answers the value of a symbol, None if there is none of this name."""
 
 
 class Kvm:
@@ -25,8 +27,15 @@ class Kvm:
     :ivar program: errstr of kvm_open, or None: hard errors then go to the handle as soft ones do.
     :ivar live: whether it is the running kernel's memory.
     :ivar no_files: whether it was opened with KVM_NO_FILES.
+    :ivar foreign: whether it is a FreeBSD dump of another architecture than the daemon's.
+    :ivar resolver: the function of kvm_open2(3) that finds symbols; None: there is none.
+    :ivar reopen: opens a dump device's image again, with a dump at an offset.
     :ivar cpu_offset: of the CPU that kvm_dpcpu_setcpu(3) selected; None: of none.
     """
+
+    foreign = False
+    resolver: Resolver | None = None
+    reopen: Callable[[int], Kernel]
 
     def __init__(self, kernel: Kernel, program: str | None, *, live: bool, no_files: bool) -> None:
         self.kernel = kernel

@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from libkvm.compat.kd import Kvm, open_handle
-from libkvm.errors import KvmError
+from libkvm.compat.constants import N_DATA, N_EXT
+from libkvm.compat.kd import Kvm, Resolver, open_handle
+from libkvm.errors import KvmError, Reason
 from libkvm.records import Symbol
 
 _PER_CPU = ("__per_cpu_start", "__per_cpu_end")  # Linux include/asm-generic/vmlinux.lds.h: PERCPU_SECTION
@@ -40,22 +41,41 @@ def kvm_nlist(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
     own.
 
     :param nl: the entries, ended by one without a name or by the end of the list.
-    :return: how many were not found; -1 on failure, with the text ``bad namelist``.
+    :return: how many were not found; -1 on failure, with the text ``bad namelist``, or for a FreeBSD dump of another
+        architecture ``kvm_nlist of non-native vmcore``: :func:`kvm_nlist2` is for that.
+    """
+    if kd is not None and kd.foreign and not kd.kernel.closed:
+        for entry in _entries(nl):
+            _clear(entry)
+        kd.hard("kvm_nlist of non-native vmcore", errno.EINVAL)
+        return -1
+    return kvm_nlist2(kd, nl)
+
+
+def kvm_nlist2(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
+    """Look names up and fill their entries: FreeBSD's kvm_nlist2(3).
+
+    The same as :func:`kvm_nlist`, whose ``n_value`` has 64 bits already; but it asks the resolver of
+    :func:`libkvm.kvm_open2` for an image's symbols where :func:`kvm_nlist` may not.
     """
     entries = list(_entries(nl))
     for entry in entries:
-        entry.n_type = entry.n_other = entry.n_desc = entry.n_value = 0
+        _clear(entry)
     if (kd := open_handle(kd)) is None:
         return -1
     if kd.no_files:
         kd.soft("bad namelist", errno.EINVAL)
         return -1
+    if kd.foreign and kd.resolver is not None:
+        return _resolved(kd.resolver, entries)
     names = [str(entry.n_name) for entry in entries]
     offset = kd.cpu_offset
     try:
         shorter = (name[1:] for name in names if name.startswith("_"))
         symbols = kd.kernel.symbols(itertools.chain(names, shorter, () if offset is None else _PER_CPU))
     except KvmError as failure:
+        if failure.reason is Reason.NO_SYMBOLS and kd.resolver is not None:
+            return _resolved(kd.resolver, entries)
         kd.soft("bad namelist", failure.errno)
         return -1
     missing = 0
@@ -70,12 +90,20 @@ def kvm_nlist(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
     return missing
 
 
-def kvm_nlist2(kd: Kvm | None, nl: Sequence[Nlist]) -> int:
-    """Look names up and fill their entries: FreeBSD's kvm_nlist2(3).
+def _resolved(resolver: Resolver, entries: Sequence[Nlist]) -> int:
+    """Ask the caller's resolver, whose symbols are data to libkvm; answer how many it did not find."""
+    missing = 0
+    for entry in entries:
+        value = resolver(str(entry.n_name))
+        if value is None:
+            missing += 1
+        else:
+            entry.n_type, entry.n_value = N_DATA | N_EXT, value % 2**64
+    return missing
 
-    The same as :func:`kvm_nlist`, whose ``n_value`` has 64 bits already.
-    """
-    return kvm_nlist(kd, nl)
+
+def _clear(entry: Nlist) -> None:
+    entry.n_type = entry.n_other = entry.n_desc = entry.n_value = 0
 
 
 def _per_cpu(symbol: Symbol, symbols: Mapping[str, Symbol | None]) -> bool:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 
-from kvmd.v1.kvm_service_pb2 import OpenRequest
+from kvmd.v1.kvm_service_pb2 import OpenFilesResponse, OpenRequest, OpenResponse
 from libkvm.calls import OPEN, OPEN_FILES
 from libkvm.compat.connection import ask, shared
 from libkvm.compat.errbuf import fill
-from libkvm.compat.kd import Kvm, complain
+from libkvm.compat.kd import Kvm, Resolver, complain
 from libkvm.convert import failure as in_band
-from libkvm.errors import KvmError
+from libkvm.errors import KvmError, Reason, error
 from libkvm.kernel import Kernel
 from libkvm.names import KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.session import Session
 
 _O_ACCMODE = 3
 _LIVE = {"", "/dev/mem", "/dev/kmem", "/proc/kcore"}
-
-Resolver = Callable[[str], int | None]
 
 
 def kvm_open(
@@ -38,12 +35,12 @@ def kvm_open(
         session = shared()
         request = open_request(corefile, execfile, swapfile, flags, local=session.local)
         session, answer = ask(session, OPEN, request)
+        return _handle(session, request, answer, errstr, None)
     except KvmError as failure:
         ctypes.set_errno(failure.errno)
         if errstr is not None:
             complain(errstr, failure.text)
         return None
-    return _handle(session, request, answer.descriptor, answer.kernel_name, errstr)
 
 
 def kvm_openfiles(
@@ -55,19 +52,7 @@ def kvm_openfiles(
     :param errbuf: an :class:`libkvm.ErrBuf` or bytearray of POSIX2_LINE_MAX bytes; takes the text of a failure.
     :return: a handle, or None on failure.
     """
-    try:
-        session = shared()
-        request = open_request(corefile, execfile, swapfile, flags, local=session.local)
-        session, answer = ask(session, OPEN_FILES, OPEN_FILES.request(open=request))
-    except KvmError as failure:
-        ctypes.set_errno(failure.errno)
-        fill(errbuf, failure.text)
-        return None
-    if not answer.descriptor:
-        ctypes.set_errno(in_band(answer.error).errno)
-        fill(errbuf, answer.errbuf)
-        return None
-    return _handle(session, request, answer.descriptor, answer.kernel_name, None)
+    return _open_files(execfile, corefile, swapfile, flags, errbuf, None)
 
 
 def kvm_open2(
@@ -75,15 +60,63 @@ def kvm_open2(
 ) -> Kvm | None:
     """Open the running kernel or a crash dump: FreeBSD's kvm_open2(3); otherwise as :func:`kvm_openfiles`.
 
-    :param resolver: finds symbols of kernels that are not native; kvmd finds those of every image that it opens
-        itself and does not call it.
+    :param resolver: finds symbols: answers a value, or None if there is none of this name. It must be given for a
+        FreeBSD dump of another architecture than the daemon's host, and is asked for every symbol of it; of other
+        images it is asked only where they have no symbols of their own, as a BSD dump without an execfile.
     """
     if resolver is not None and not callable(resolver):
         raise TypeError(f"resolver is a function or None, not {resolver!r}")
-    return kvm_openfiles(execfile, corefile, None, flags, errbuf)
+    return _open_files(execfile, corefile, None, flags, errbuf, resolver)
 
 
-def _handle(session: Session, request: OpenRequest, descriptor: str, name: str, program: str | None) -> Kvm:
+def _open_files(  # noqa: PLR0913, PLR0917 - what the calls of this family take together
+    execfile: Name | None,
+    corefile: Name | None,
+    swapfile: Swap,
+    flags: int,
+    errbuf: bytearray | None,
+    resolver: Resolver | None,
+) -> Kvm | None:
+    try:
+        session = shared()
+        request = open_request(corefile, execfile, swapfile, flags, local=session.local)
+        session, answer = ask(session, OPEN_FILES, OPEN_FILES.request(open=request))
+        if answer.descriptor:
+            return _handle(session, request, answer, None, resolver)
+    except KvmError as failure:
+        ctypes.set_errno(failure.errno)
+        fill(errbuf, failure.text)
+        return None
+    ctypes.set_errno(in_band(answer.error).errno)
+    fill(errbuf, answer.errbuf)
+    return None
+
+
+def _handle(
+    session: Session,
+    request: OpenRequest,
+    answer: OpenResponse | OpenFilesResponse,
+    program: str | None,
+    resolver: Resolver | None,
+) -> Kvm:
+    kernel = _kernel(session, request, answer)
+    if answer.foreign and resolver is None:
+        kernel.close()
+        raise error(Reason.UNSUPPORTED, "non-native kernel requires a symbol resolver")
+    kd = Kvm(kernel, program, live=request.corefile in _LIVE, no_files=bool(request.flags & KVM_NO_FILES))
+    kd.foreign, kd.resolver = answer.foreign, resolver
+
+    def reopen(dump_offset: int) -> Kernel:
+        again = OpenRequest()
+        again.CopyFrom(request)
+        again.dump_offset = dump_offset
+        current, opened = ask(session, OPEN, again)
+        return _kernel(current, again, opened)
+
+    kd.reopen = reopen
+    return kd
+
+
+def _kernel(session: Session, request: OpenRequest, answer: OpenResponse | OpenFilesResponse) -> Kernel:
     write = bool(request.flags & _O_ACCMODE)
-    kernel = Kernel(session, descriptor, source_name(request), write=write, name=name)
-    return Kvm(kernel, program, live=request.corefile in _LIVE, no_files=bool(request.flags & KVM_NO_FILES))
+    return Kernel(session, answer.descriptor, source_name(request), write=write, name=answer.kernel_name)

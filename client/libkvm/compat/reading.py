@@ -54,5 +54,18 @@ def _failed(kd: Kvm, failure: KvmError) -> int:
             return done
         kd.soft(f"kvm_read: {os.strerror(failure.errno)}", failure.errno)
         return -1
-    kd.hard(failure.text, failure.errno)
+    _report(kd, failure)
     return done if failure.reason in _ENDS_EARLY else -1
+
+
+def _report(kd: Kvm, failure: KvmError) -> None:
+    """Leave the texts of a BSD's translation and of its kvm_read: on the handle, unless it has a program, the last."""
+    translator = failure.metadata.get("translator")
+    if failure.metadata.get("dialect") != "freebsd":
+        if translator:
+            kd.soft(translator, failure.errno)
+        kd.hard(failure.text, failure.errno)
+        return
+    if translator:
+        kd.hard(translator, failure.errno)
+    kd.soft(f"invalid address (0x{failure.address or 0:x})", failure.errno)

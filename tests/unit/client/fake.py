@@ -110,6 +110,10 @@ class Fake(SystemCalls, KvmServiceServicer):
         self.open.remove(request.descriptor)
         return kvm_service_pb2.CloseResponse()
 
+    def GetDumpHeader(self, request, context):  # noqa: N802
+        self._enter("GetDumpHeader", request, context, request.descriptor)
+        abort(context, error(Reason.UNSUPPORTED, "only a NetBSD dump has such a header"))
+
     def Nlist(self, request, context):  # noqa: N802
         self._enter("Nlist", request, context, request.descriptor)
         answer = symbol_pb2.NlistResponse()

@@ -327,7 +327,7 @@ def test_dump_headers(kd, loud, live, capsys):
     file = io.BytesIO()
 
     assert libkvm.kvm_dump_mkheader(kd, 0) == libkvm.kvm_dump_wrtheader(kd, file, 0) == libkvm.kvm_dump_inval(kd) == -1
-    assert kvm_geterr(kd) == "cannot invalidate dump - pwrite: Read-only file system"
+    assert kvm_geterr(kd) == "bad namelist"
     assert libkvm.kvm_dump_mkheader(loud, 0) == -1
     assert libkvm.kvm_dump_mkheader(live, 0) == libkvm.kvm_dump_inval(live) == -1
     assert libkvm.kvm_dump_wrtheader(live, file, 0) == -1
