@@ -14,6 +14,7 @@ from dataclasses import replace
 from kvmd import __version__, log
 from kvmd.config import DEFAULT_PATH, DEFAULT_SOCKET, Config, ConfigError, load
 from kvmd.daemon import serve
+from kvmd.front import certificates
 from kvmd.front.lock import ListenError
 
 
@@ -59,7 +60,9 @@ def main(words: Sequence[str] | None = None) -> int:
     log.start()
     try:
         config = _settle(options)
-    except ConfigError as wrong:
+        if config.listen.tls is not None:
+            certificates.load(config.listen.tls)
+    except (ConfigError, certificates.CertificateError) as wrong:
         print(f"kvmd: {wrong}", file=sys.stderr)
         return 2
     if options.check_config:

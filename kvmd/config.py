@@ -12,10 +12,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kvmd.access.policy import Policy, Rule, RuleError
+from kvmd.front.certificates import TlsFiles
 
 DEFAULT_PATH = "/etc/kvmd/kvmd.toml"
 DEFAULT_SOCKET = "/run/kvmd/kvmd.sock"
@@ -36,6 +38,13 @@ class Listen:
     mode: int | None = None
     # The admin service's own socket, 0600. None: beside ``unix``, as /run/kvmd/kvmd-admin.sock; empty: no such service.
     admin: str | None = None
+    # Address and port for clients of other hosts, who must show a certificate; empty: none.
+    tcp: str = ""
+    # What the daemon shows them, and by what it knows them; PEM files.
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    tls_client_crl: str = ""
 
     @property
     def admin_path(self) -> str:
@@ -45,6 +54,35 @@ class Listen:
     def __post_init__(self) -> None:
         if self.mode is not None and not 0 <= self.mode <= 0o777:
             raise ValueError("mode: must be permission bits, 0 to 0o777")
+        if self.tcp:
+            _ = self.tcp_address
+        names = ("tls_cert", "tls_key", "tls_client_ca")
+        given = [name for name in names if getattr(self, name)]
+        for name in names:
+            if name not in given and (given or self.tcp or self.tls_client_crl):
+                raise ValueError(f"{name}: is missing: there is no TCP without TLS and certificates of clients")
+        for name in (*given, *(["tls_client_crl"] if self.tls_client_crl else [])):
+            if not os.path.isabs(getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not an absolute path")
+
+    @property
+    def tcp_address(self) -> tuple[str, int]:
+        """Numeric host and port of :attr:`tcp`."""
+        host, _, port = self.tcp.rpartition(":")
+        try:
+            found = ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+            if (":" in host) != host.startswith("[") or not port.isascii() or not port.isdigit() or int(port) > 65535:
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"tcp: {self.tcp!r} is not ADDRESS:PORT, as 0.0.0.0:7443 or [::]:7443 are") from None
+        return str(found), int(port)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of TLS, if there are any."""
+        if not self.tls_cert:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_client_crl)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +128,11 @@ class Limits:
     worker_timeout: float = 30.0
     # How long a worker stays after its last descriptor was closed.
     worker_linger: float = 10.0
+    # How long the descriptors of a client of another host outlive its connection, for it to come back.
+    lease: float = 60.0
+    # Clients of other hosts at once that have not shown a certificate yet, and how long each may take.
+    handshakes: int = 64
+    handshake_timeout: float = 10.0
     # The longest a unary call, and a stream, may take if the client sets no shorter deadline.
     call_deadline: float = 60.0
     stream_deadline: float = 3600.0
@@ -98,7 +141,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name == "worker_linger" else 1
+            least = 0 if item.name in ("worker_linger", "lease") else 1
             if not least <= getattr(self, item.name) < math.inf:  # which nan isn't, either
                 raise ValueError(f"{item.name}: must be at least {least} and finite")
 

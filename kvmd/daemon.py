@@ -15,11 +15,13 @@ from kvmd.access.limits import Quotas
 from kvmd.access.sinks import chosen
 from kvmd.config import Config, ConfigError, load
 from kvmd.exposition import serving
-from kvmd.front.listener import bind_unix, inherited_sockets, unlink_socket
+from kvmd.front.listener import bind_tcp, bind_unix, inherited_sockets, tcp_name, unlink_socket
 from kvmd.front.lock import InstanceLock, ListenError, check_path
 from kvmd.front.peers import Peers
 from kvmd.front.private import private_directory
+from kvmd.front.refusals import Refusals
 from kvmd.front.relay import Front
+from kvmd.front.remote import Remote
 from kvmd.handles.pool import Pool
 from kvmd.handles.process import Bounds
 from kvmd.handles.table import Table
@@ -56,7 +58,8 @@ class Daemon:
         self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger)
         self._table = table = Table(quotas["descriptors"])
         opener = Opener(config.dumps.directories, config.dumps.kernels)
-        self._sessions = Sessions(opener, table, self._pool, self._audit, _rules(config))
+        self._sessions = Sessions(opener, table, self._pool, self._audit, _rules(config), limits.lease)
+        self._remote: Remote | None = None
         self._metrics = Metrics(quotas, self._pool, self._audit)
 
     async def run(self) -> None:
@@ -71,7 +74,7 @@ class Daemon:
 
     async def _serve(self, stack: AsyncExitStack) -> None:
         path, limits = self._config.listen.unix, self._config.limits
-        inherited = [each.socket for each in inherited_sockets()]  # first of all, so that no worker sees LISTEN_FDS
+        inherited = inherited_sockets()  # first of all, so that no worker sees LISTEN_FDS
         lock = stack.enter_context(InstanceLock(path))
         private = stack.enter_context(private_directory(path))
         self._pool.prepare()
@@ -83,8 +86,10 @@ class Daemon:
             self._peers, private, self._quotas["connections"], patience=limits.stall,
             on_connect=self._sessions.connected, own_pid=os.getpid(),
         )  # fmt: skip
+        stack.callback(self._sessions.end)
         stack.callback(front.close)
-        sockets = inherited or [self._bind(path, lock, stack)]
+        sockets = [each.socket for each in inherited if not each.remote] or [self._bind(path, lock, stack)]
+        doors = self._doors([each.socket for each in inherited if each.remote], front, stack)
         # On a socket of its own: in systemd's, clients may have been waiting in a long queue.
         front.serve(own := _own_socket(private))
         await server.self_test(own.getsockname())
@@ -92,9 +97,12 @@ class Daemon:
             front.serve(sock)
         if (admin := self._admin(stack)) is not None:
             front.serve(admin, admin=True)
+        for sock in doors:
+            front.serve(sock, greet=self._remote.take if self._remote else None)
         await stack.enter_async_context(serving(self._config.metrics, self._metrics.render))
         await server.serving(True)
-        log.info("ready on unix:%s", path)
+        where = [f"unix:{path}", *(f"tcp {tcp_name(sock.getsockname())}" for sock in doors)]
+        log.info("ready on %s", ", ".join(where))
         self._notify.ready("serving")
         chores = self._attend(server, front, sockets[0].getsockname())
         await self._stop.wait()
@@ -120,7 +128,28 @@ class Daemon:
                 self._stop.set()
 
             tasks.append(asyncio.ensure_future(idle(self._idle_exit, self._busy, leave)))
+        if self._remote is not None:
+            tasks.append(asyncio.ensure_future(self._remote.watch(self._peers)))
         return tasks
+
+    def _doors(self, inherited: list[socket.socket], front: Front, stack: AsyncExitStack) -> list[socket.socket]:
+        """The TCP sockets, if there are any, and who minds them."""
+        listen, limits = self._config.listen, self._config.limits
+        doors = inherited or ([bind_tcp(*listen.tcp_address)] if listen.tcp else [])
+        if not doors:
+            return []
+        if listen.tls is None:
+            raise ListenError("a TCP socket was handed over, but [listen] has no tls_cert, tls_key and tls_client_ca")
+        refusals = Refusals(self._refused)
+        self._remote = Remote(
+            listen.tls, front.admit, refusals, most=limits.handshakes, timeout=limits.handshake_timeout
+        )
+        stack.callback(self._remote.close)
+        return doors
+
+    def _refused(self, address: str, reason: str) -> None:
+        self._audit.refused(address, reason)
+        log.warning("refused %s: %s", address, reason)
 
     def _busy(self) -> bool:
         """Whether there is a client, or a descriptor of one that may come back; the self-check is no client."""
@@ -150,8 +179,13 @@ class Daemon:
         return bind_unix(path, 0o600, lock)
 
     def _reload(self) -> None:
-        """Take the policy of the configuration file, or keep the one there is if the new one is wrong."""
+        """Take the policy of the configuration file, or keep the one there is if the new one is wrong.
+
+        Certificates, too, are read again.
+        """
         self._notify.reloading()
+        if self._remote is not None:
+            self._remote.reread()
         try:
             rules = _rules(load(self._config_path))
         except ConfigError as wrong:

@@ -23,6 +23,7 @@ class Reason(Enum):
     BAD_ARGUMENT = "BAD_ARGUMENT"
     FIELD_OUT_OF_BOUNDS = "FIELD_OUT_OF_BOUNDS"
     NO_PEER_IDENTITY = "NO_PEER_IDENTITY"
+    BAD_CERTIFICATE = "BAD_CERTIFICATE"
     POLICY_DENIED = "POLICY_DENIED"
     SOURCE_NOT_FOUND = "SOURCE_NOT_FOUND"
     SOURCE_ACCESS = "SOURCE_ACCESS"
@@ -219,6 +220,7 @@ TABLE: dict[Reason, Row] = {
     Reason.BAD_ARGUMENT: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, None, "an argument that makes no sense"),
     Reason.FIELD_OUT_OF_BOUNDS: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, None, "a request field longer or larger than its bound"),
     Reason.NO_PEER_IDENTITY: Row(AccessError, "UNAUTHENTICATED", E.EACCES, None, "the connection did not come through kvmd's front"),
+    Reason.BAD_CERTIFICATE: Row(AccessError, "UNAUTHENTICATED", E.EACCES, None, "the daemon's certificate, or the client's, was not accepted"),
     Reason.POLICY_DENIED: Row(AccessError, "PERMISSION_DENIED", E.EACCES, _WHAT + "Permission denied", "no policy rule allows this subject this verb on this image"),
     Reason.SOURCE_NOT_FOUND: Row(SourceNotFoundError, "NOT_FOUND", E.ENOENT, _PATH, "a named file does not exist"),
     Reason.SOURCE_ACCESS: Row(SourceError, "PERMISSION_DENIED", E.EACCES, _PATH, "the daemon itself may not open the file"),

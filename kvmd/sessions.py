@@ -87,9 +87,17 @@ class _Gone:
 class Sessions:
     """Descriptors and their callers."""
 
-    def __init__(self, opener: Opener, table: Table, pool: Pool, audit: Audit, rules: Rules) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - it is where they meet
+        self, opener: Opener, table: Table, pool: Pool, audit: Audit, rules: Rules, lease: float = 0.0
+    ) -> None:
+        """Bring them together.
+
+        :param lease: for how many seconds the descriptors of a remote client outlive its connection.
+        """
         self._opener, self._table, self._pool, self._audit, self.rules = opener, table, pool, audit, rules
         self._reads: dict[str, Reads] = {}
+        self._lease = lease
+        self._leaving: set[Connection] = set()
 
     def __iter__(self) -> Iterator[Descriptor]:
         return iter(self._table)
@@ -200,6 +208,14 @@ class Sessions:
             if "write" in verbs:
                 _check_writable(descriptor)
             self._allowed(caller, descriptor.image, verbs)
+        return self._kept(caller, descriptor)
+
+    def _kept(self, caller: Connection, descriptor: Descriptor) -> Descriptor:
+        """A descriptor that a remote client names by another connection than before: it belongs to that one now."""
+        if caller.peer.cert is None or descriptor.connection is caller:
+            return descriptor
+        descriptor = self._table.move(descriptor, caller)
+        caller.on_close(_Gone(self, caller))
         return descriptor
 
     @contextmanager
@@ -253,9 +269,22 @@ class Sessions:
         return False
 
     def gone(self, caller: Connection) -> None:
-        """Close what a connection leaves behind."""
+        """Close what a connection leaves behind; what a remote one does, after its lease."""
+        if caller.peer.cert is None or not self._lease:
+            self._close_all(caller)
+        elif self._table.of(caller):
+            self._leaving.add(caller)
+            asyncio.get_running_loop().call_later(self._lease, self._close_all, caller)
+
+    def _close_all(self, caller: Connection) -> None:
+        self._leaving.discard(caller)
         for descriptor in self._table.of(caller):
             self._close(descriptor, caller)
+
+    def end(self) -> None:
+        """Close what still has a lease; at the daemon's end."""
+        for caller in list(self._leaving):
+            self._close_all(caller)
 
     def _check_writes(self, wanted: Wanted) -> None:
         if wanted.writable and not self.rules.writes:

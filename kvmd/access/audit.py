@@ -32,7 +32,18 @@ class Who(Protocol):
     @property
     def cgroup(self) -> str | None: ...  # noqa: D102
     @property
-    def cert(self) -> str | None: ...  # noqa: D102
+    def certificate(self) -> Certificate | None: ...  # noqa: D102
+
+
+class Certificate(Protocol):
+    """What a record says of a client that came by TLS: front.Certificate has it."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def serial(self) -> int: ...  # noqa: D102
+    @property
+    def address(self) -> str: ...  # noqa: D102
 
 
 def tag(descriptor: str) -> str:
@@ -42,8 +53,8 @@ def tag(descriptor: str) -> str:
 
 def _of(who: Who) -> dict[str, object]:
     """What a record says of a peer: of one that came from afar, the certificate is all that is known."""
-    if who.cert is not None:
-        return {"peer": who.identity, "cert": who.cert}
+    if (shown := who.certificate) is not None:
+        return {"peer": who.identity, "cert": shown.name, "serial": f"{shown.serial:x}", "address": shown.address}
     return {
         "peer": who.identity, "uid": who.uid, "gid": who.gid, "pid": who.pid, "exe": who.exe,
         "start_time": who.start_time, "cgroup": who.cgroup,
@@ -71,10 +82,18 @@ class Audit:
 
         :returns: whether whoever needs it may go on: it is written to every sink, or need not be. The log says why not.
         """
-        record = {"time": time.time(), "event": event, **_of(who)}
-        if (request := self._request()) is not None:
-            record["request"] = request
-        record |= facts
+        request = self._request()
+        named = {} if request is None else {"request": request}
+        return self._put({"time": time.time(), "event": event, **_of(who), **named, **facts})
+
+    def refused(self, address: str, reason: str) -> bool:
+        """Record that a client of another host was not let in, or no longer: an event of nobody's.
+
+        :returns: as :meth:`record`.
+        """
+        return self._put({"time": time.time(), "event": "refused", "peer": None, "address": address, "why": reason})
+
+    def _put(self, record: dict[str, object]) -> bool:
         written = [self._written(sink, record) for sink in self._sinks]  # to each, whatever the others do
         good = all(written)
         self.written += good

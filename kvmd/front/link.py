@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from kvmd.front.peers import Connection
 from kvmd.front.pump import Pump
+from kvmd.front.tls import TlsStream
 from kvmd.front.watch import HangupWatch
 
 _RETRY = 0.01
@@ -26,7 +27,12 @@ class Link:
     __slots__ = ("_client", "_connection", "_grpc", "_loop", "_patience", "_pidfd", "_pumps", "_timer", "_watch")
 
     def __init__(
-        self, connection: Connection, client: socket.socket, pidfd: int | None, watch: HangupWatch, patience: float
+        self,
+        connection: Connection,
+        client: socket.socket | TlsStream,
+        pidfd: int | None,
+        watch: HangupWatch,
+        patience: float,
     ) -> None:
         """Take over the client's socket and pidfd; nothing is relayed before :meth:`open`.
 
@@ -49,7 +55,9 @@ class Link:
 
         :raises OSError: grpc isn't there.
         """
-        self._watch.add_socket(self._client.fileno(), self._connection.close)
+        # Nobody who speaks HTTP/2 over TLS closes one direction only.
+        watch = self._watch.add_stream if isinstance(self._client, TlsStream) else self._watch.add_socket
+        watch(self._client.fileno(), self._connection.close)
         if self._pidfd is not None:
             # A child of the client may hold the socket, and so keep it open, after the client has gone:
             # what the daemon granted to a process isn't inherited.
@@ -123,7 +131,7 @@ class Link:
         _close(self._client.close)
 
 
-def _hung_up(sock: socket.socket) -> bool:
+def _hung_up(sock: socket.socket | TlsStream) -> bool:
     """Whether the other end is closed, and not just shut down for writing (poll(2), POLLHUP)."""
     poll = select.poll()
     poll.register(sock, 0)

@@ -17,6 +17,7 @@ from kvmd.front.lock import InstanceLock, ListenError, check_path, make_parent
 
 _BACKLOG = 1024
 _LISTEN_FDS_START = 3
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 
 
 def bind_unix(path: str, mode: int, lock: InstanceLock, gid: int | None = None) -> socket.socket:
@@ -50,6 +51,30 @@ def bind_unix(path: str, mode: int, lock: InstanceLock, gid: int | None = None) 
     return sock
 
 
+def bind_tcp(host: str, port: int) -> socket.socket:
+    """Bind and listen at an address of this host.
+
+    :param host: a numeric address; ``::`` is every address, of IPv4 too.
+    :return: a non-blocking listening socket.
+    :raises ListenError: it is taken, or not this host's.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+    except OSError as failure:
+        sock.close()
+        raise ListenError(f"can't listen on {tcp_name((host, port))}: {failure.strerror}") from failure
+    return sock
+
+
+def tcp_name(address: tuple[str, int]) -> str:
+    """Write an address as the configuration has it."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def unlink_socket(path: str, lock: InstanceLock) -> None:
     """Remove the file of a socket that :func:`bind_unix` made, on stop; only while the lock is still held."""
     with contextlib.suppress(OSError):
@@ -64,12 +89,17 @@ class Inherited:
     name: str
     socket: socket.socket
 
+    @property
+    def remote(self) -> bool:
+        """Whether clients of other hosts come by it."""
+        return self.socket.family != socket.AF_UNIX
+
 
 def inherited_sockets(environ: MutableMapping[str, str] | None = None) -> list[Inherited]:
     """Take over the sockets of LISTEN_FDS and unset the variables, as sd_listen_fds(3) does.
 
     :return: nothing if the variables are absent or meant for another process.
-    :raises ListenError: a descriptor is not a listening Unix stream socket.
+    :raises ListenError: a descriptor is not a listening stream socket, of Unix or TCP.
     """
     environ = os.environ if environ is None else environ
     pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
@@ -99,9 +129,9 @@ def _adopt(fd: int) -> socket.socket:
     except OSError as failure:
         raise ListenError(f"inherited descriptor {fd} can't be used: {failure.strerror}") from failure
     listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listening:
+    if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM or not listening:
         sock.detach()
-        raise ListenError(f"inherited descriptor {fd} is not a listening Unix stream socket (ListenStream=/path)")
+        raise ListenError(f"inherited descriptor {fd} is not a listening stream socket (ListenStream=)")
     sock.setblocking(False)
     return sock
 

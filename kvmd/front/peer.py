@@ -20,6 +20,8 @@ from kvmd import syscalls
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
 _GROUPS_MAX = 65536  # NGROUPS_MAX of linux/limits.h
+NOBODY = 65534
+"""The user and group of a client that has none here."""
 _HEAD = 4096  # a stat line is some 52 numbers and a name of 64 bytes at most; a cgroup's path is seldom long
 
 
@@ -28,8 +30,24 @@ class PeerGoneError(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """The verified certificate of a client that came by TLS.
+
+    :ivar name: whose it is.
+    :ivar serial: its number, unique for its authority.
+    :ivar expires: seconds since 1970.
+    :ivar address: where the client is; for the record, not for decisions.
+    """
+
+    name: str
+    serial: int
+    expires: float
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
-    """The identity of a client.
+    """The identity of a client; of one from another host, ``certificate`` is all there is.
 
     :ivar uid: effective user id at connect(2).
     :ivar gid: effective group id at connect(2).
@@ -38,7 +56,7 @@ class Peer:
     :ivar start_time: clock ticks since boot at which the process started, or None; for the record, not for decisions.
     :ivar exe: what /proc/PID/exe said, or None; for the record, not for decisions: a client chooses what it executes.
     :ivar cgroup: its control group, which names the unit that it runs in, or None; for the record as well.
-    :ivar cert: the name in a verified TLS certificate, for clients that came by TCP.
+    :ivar certificate: of a client that came by TLS.
     """
 
     uid: int
@@ -48,7 +66,12 @@ class Peer:
     start_time: int | None = None
     exe: str | None = None
     cgroup: str | None = None
-    cert: str | None = None
+    certificate: Certificate | None = None
+
+    @property
+    def cert(self) -> str | None:
+        """The name in the certificate, for clients that came by TLS."""
+        return None if self.certificate is None else self.certificate.name
 
     @property
     def identity(self) -> str:

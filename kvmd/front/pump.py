@@ -11,6 +11,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from kvmd.front.tls import TlsStream
+
 BUFFER = 256 * 1024
 _shared = memoryview(bytearray(BUFFER))
 
@@ -25,12 +27,12 @@ class Pump:
     :ivar progress: the loop's time at which the target last took something, while :attr:`waiting`.
     """
 
-    __slots__ = ("_held", "_loop", "_on_end", "_on_wait", "broken", "ended", "progress", "source", "target")
+    __slots__ = ("_held", "_loop", "_on_end", "_on_wait", "_started", "broken", "ended", "progress", "source", "target")
 
     def __init__(
         self,
-        source: socket.socket,
-        target: socket.socket,
+        source: socket.socket | TlsStream,
+        target: socket.socket | TlsStream,
         on_end: Callable[[Pump], None],
         on_wait: Callable[[], None] | None = None,
     ) -> None:
@@ -45,8 +47,9 @@ class Pump:
         self._on_end = on_end
         self._on_wait = on_wait
         self._held: memoryview | None = None
-        self.broken: socket.socket | None = None
+        self.broken: socket.socket | TlsStream | None = None
         self.ended = False
+        self._started = False
         self.progress = 0.0
 
     @property
@@ -56,17 +59,26 @@ class Pump:
 
     def start(self) -> None:
         """Begin to copy."""
+        self._started = True
         self._loop.add_reader(self.source, self._readable)
+        if isinstance(self.source, TlsStream):
+            # What came with the end of the handshake is in the stream already, where no event tells of it.
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        if self._started and self._held is None:
+            self._readable()
 
     def stop(self) -> None:
         """Stop for good and drop what is held; a second call does nothing."""
+        self._started = False
         if self._held is None:
             self._loop.remove_reader(self.source)
         else:
             self._loop.remove_writer(self.target)
             self._held = None
 
-    def _end(self, broken: socket.socket | None = None) -> None:
+    def _end(self, broken: socket.socket | TlsStream | None = None) -> None:
         self.stop()
         self.ended = True
         self.broken = broken

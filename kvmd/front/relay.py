@@ -10,15 +10,20 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError
 from kvmd.front.link import Link
 from kvmd.front.peer import Peer, credentials
 from kvmd.front.peers import Connection, Peers
+from kvmd.front.tls import TlsStream
 from kvmd.front.watch import HangupWatch
 
 _log = logging.getLogger(__name__)
+
+Greet = Callable[[socket.socket, Any], None]
 
 _BURST = 64  # clients accepted before other work gets its turn
 _PAUSE = 0.1
@@ -62,7 +67,7 @@ class Front:
         self._own_pid = own_pid
         self._turned_away = Counter[str]()
         self._watch = HangupWatch()
-        self._listeners: dict[socket.socket, bool] = {}
+        self._listeners: dict[socket.socket, Greet] = {}
         self._paused: asyncio.TimerHandle | None = None
         self._refused = 0
 
@@ -71,13 +76,17 @@ class Front:
         """How many clients were turned away since the start: over a limit, gone, or for want of descriptors."""
         return self._refused
 
-    def serve(self, listening: socket.socket, *, admin: bool = False) -> None:
+    def serve(self, listening: socket.socket, *, admin: bool = False, greet: Greet | None = None) -> None:
         """Begin to accept; the front closes the socket in :meth:`stop_accepting`.
 
         :param admin: whether who comes through here may ask the admin service.
+        :param greet: takes each client of a TCP socket, and brings it back by :meth:`admit` when it is known who it
+            is. Clients of a Unix socket are known at once.
         """
         listening.setblocking(False)
-        self._listeners[listening] = admin
+        if (greet is None) != (listening.family == socket.AF_UNIX):
+            raise ValueError("TCP without TLS, or TLS over a Unix socket")
+        self._listeners[listening] = greet or partial(self._admit_local, admin=admin)
         if self._paused is None:
             self._loop.add_reader(listening, self._accept, listening)
 
@@ -101,7 +110,7 @@ class Front:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(_BURST):
             try:
-                client, _address = listening.accept()
+                client, address = listening.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as failure:
@@ -110,7 +119,7 @@ class Front:
                 self._pause(failure)
                 return
             try:
-                self._admit(client, admin=self._listeners[listening])
+                self._listeners[listening](client, address)
             except OSError as failure:
                 self._refused += 1
                 client.close()
@@ -119,10 +128,18 @@ class Front:
                     return
                 _log.info("a client was turned away: %s", failure.strerror or failure)
 
-    def _admit(self, client: socket.socket, *, admin: bool) -> None:
-        """Enter a client and start its relay, or raise with everything but the client's socket released."""
+    def _admit_local(self, client: socket.socket, _address: object, *, admin: bool) -> None:
         client.setblocking(False)
         peer, pidfd = credentials(client)
+        self.admit(client, peer, pidfd, admin=admin)
+
+    def admit(
+        self, client: socket.socket | TlsStream, peer: Peer, pidfd: int | None = None, *, admin: bool = False
+    ) -> None:
+        """Enter a client and start its relay, or raise with everything but the client's socket released.
+
+        :raises OSError: there is no room for it.
+        """
         try:
             connection = self._entered(peer, admin=admin)
         except BaseException:
@@ -139,12 +156,15 @@ class Front:
         except BaseException:
             connection.close()
             raise
-        if peer.pid != self._own_pid:
+        if not self._own(peer):
             self._on_connect(connection)
+
+    def _own(self, peer: Peer) -> bool:
+        return peer.certificate is None and peer.pid == self._own_pid
 
     def _entered(self, peer: Peer, *, admin: bool) -> Connection:
         """A connection that counts as its owner's; one too many is let in for a moment, to be told so."""
-        if peer.pid == self._own_pid:
+        if self._own(peer):
             return self._peers.add(peer, admin=admin)
         owner = peer.identity
         try:

@@ -28,6 +28,10 @@ class HangupWatch:
         """Watch a connected Unix socket for the other side's close(2)."""
         self._add(fd, 0, callback)
 
+    def add_stream(self, fd: int, callback: Callable[[], None]) -> None:
+        """Watch a connected TCP socket for the other side's close(2), which is no hang-up (tcp(7)), or shutdown(2)."""
+        self._add(fd, select.EPOLLRDHUP, callback)
+
     def add_process(self, pidfd: int, callback: Callable[[], None]) -> None:
         """Watch a process for its end."""
         self._add(pidfd, select.EPOLLIN, callback)

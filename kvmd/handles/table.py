@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
@@ -20,7 +20,7 @@ class Descriptor:
 
     :ivar id: opaque, unguessable.
     :ivar owner: the identity that opened it, and the only one it exists for.
-    :ivar connection: closed with it.
+    :ivar connection: closed with it, or a lease after it.
     :ivar image: the policy's name of the image.
     :ivar kind: what it is.
     :ivar writable: whether it was opened for writing.
@@ -81,6 +81,11 @@ class Table:
         if descriptor is None or descriptor.owner != owner:
             raise unknown()
         return descriptor
+
+    def move(self, descriptor: Descriptor, connection: Connection) -> Descriptor:
+        """Bind a descriptor to another connection of its owner's."""
+        moved = self._open[descriptor.id] = replace(descriptor, connection=connection)
+        return moved
 
     def remove(self, descriptor: Descriptor) -> None:
         """Forget a descriptor."""

@@ -20,6 +20,9 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", 3 << 20),
     ("grpc.max_send_message_length", 32 << 20),
     ("grpc.so_reuseport", 0),
+    # Clients of other hosts ask every 20 s whether the daemon is there, with a call under way or not: see libkvm.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 ]
 
 

@@ -17,9 +17,17 @@ from hypothesis import strategies as st
 
 from kvmd.access.audit import Audit, Reads, tag
 from kvmd.access.sinks import FileSink, JournalSink, LineSink, chosen
+from kvmd.front.peer import Certificate
 
 WHO = SimpleNamespace(
-    identity="uid:1000", uid=1000, gid=1000, pid=7, exe="/bin/x\n{}", start_time=5, cgroup="/a.service", cert=None
+    identity="uid:1000",
+    uid=1000,
+    gid=1000,
+    pid=7,
+    exe="/bin/x\n{}",
+    start_time=5,
+    cgroup="/a.service",
+    certificate=None,
 )
 
 
@@ -57,7 +65,7 @@ def test_tag_does_not_hold_the_id() -> None:
 
 def test_a_peer_from_afar_is_its_certificate(tmp_path: Path) -> None:
     audit = Audit([FileSink(str(tmp_path / "audit"))], request=lambda: "1a2b")
-    afar = SimpleNamespace(**{**vars(WHO), "identity": "cert:a", "cert": "a"})
+    afar = SimpleNamespace(**{**vars(WHO), "identity": "cert:a", "certificate": Certificate("a", 171, 4e9, "host:1")})
     assert audit.record("open", afar)
     assert audit.record("open", WHO)
     remote, local = (json.loads(line) for line in (tmp_path / "audit").read_text().splitlines())

@@ -12,8 +12,9 @@ import pytest
 
 from kvmd.access.audit import Audit
 from kvmd.access.sinks import FileSink, LineSink
+from kvmd.front.peer import Certificate
 
-WHO = SimpleNamespace(identity="cert:x", cert="x")
+WHO = SimpleNamespace(identity="cert:x", certificate=Certificate("x", 1, 4e9, "host:1"))
 
 
 def test_a_full_disk_is_an_answer_and_no_exception(caplog: pytest.LogCaptureFixture) -> None:

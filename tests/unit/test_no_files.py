@@ -11,7 +11,7 @@ import pytest
 from kvmd import syscalls
 from kvmd.access.policy import Policy, Rule
 from kvmd.errors import AccessError
-from kvmd.front.peer import Peer
+from kvmd.front.peer import Certificate, Peer
 from kvmd.handles.process import RunAs
 from kvmd.images.base import Kind
 from kvmd.sessions import PROCFS, PROCFS_ENVIRONMENTS, Rules, Sessions, Wanted, _rights, _understood
@@ -25,7 +25,7 @@ class Caller:
     peer: Peer = field(default_factory=lambda: Peer(4001, 4002, 1, (7, 8)))
 
 
-REMOTE = Caller(Peer(0, 0, 0, cert="someone"))
+REMOTE = Caller(Peer(0, 0, 0, certificate=Certificate("someone", 1, 4e9, "host:1")))
 
 
 def sessions(*rules: Rule) -> Any:

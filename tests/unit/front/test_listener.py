@@ -230,18 +230,17 @@ def make_wrong(kind, place):
         return listening(f"{place}/d", socket.SOCK_DGRAM)
     if kind == "seqpacket":
         return listening(f"{place}/q", socket.SOCK_SEQPACKET)
-    if kind == "tcp":
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        sock.listen()
-        return sock
+    if kind == "udp":
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if kind == "tcp, not listening":
+        return socket.socket()
     if kind == "not listening":
         return socket.socket(socket.AF_UNIX)
     return open("/dev/null", "rb")
 
 
-@pytest.mark.parametrize("kind", ["datagram", "seqpacket", "tcp", "not listening", "file"])
-def test_what_is_no_listening_unix_stream_socket_is_refused(activation, place, kind):
+@pytest.mark.parametrize("kind", ["datagram", "seqpacket", "udp", "tcp, not listening", "not listening", "file"])
+def test_what_is_no_listening_stream_socket_is_refused(activation, place, kind):
     with make_wrong(kind, place) as wrong, listening(f"{place}/a") as good:
         environ = activation(good, wrong)
         with pytest.raises(ListenError, match="inherited descriptor"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kvmd.front.peer import Peer
+from kvmd.front.peer import Certificate, Peer
 from kvmd.front.peers import Peers
 
 ALICE = Peer(uid=1000, gid=1000, pid=1)
 
 
 def test_identity_of_a_certificate_is_not_a_uid():
-    assert Peer(0, 0, 0, cert="uid:0").identity == "cert:uid:0"
+    assert Peer(0, 0, 0, certificate=Certificate("uid:0", 1, 4e9, "host:1")).identity == "cert:uid:0"
 
 
 def test_lookup_wants_the_whole_string():
