@@ -9,20 +9,33 @@ from libkvm.calls import OPEN
 from libkvm.kernel import Kernel
 from libkvm.names import KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
-from libkvm.transports import transport
+from libkvm.transports import TlsFiles, transport
 
 _O_RDWR = 2
 
 
-def connect(target: str | None = None, *, timeout: float = TIMEOUT, long_timeout: float = LONG_TIMEOUT) -> Client:
+def connect(  # noqa: PLR0913 - all but the target by keyword
+    target: str | None = None,
+    *,
+    timeout: float = TIMEOUT,
+    long_timeout: float = LONG_TIMEOUT,
+    tls_ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+) -> Client:
     """Make a client of a daemon; it connects at its first call.
 
-    :param target: ``unix:/path``; None: the environment's KVMD_TARGET, or ``unix:/run/kvmd/kvmd.sock``.
+    :param target: ``unix:/path``, or ``dns:///host:port`` of a daemon on another host; None: the environment's
+        KVMD_TARGET, or ``unix:/run/kvmd/kvmd.sock``.
     :param timeout: the default deadline of a call, in seconds.
     :param long_timeout: the same of the calls whose work grows with the image: open, processes and log.
-    :raises RequestError: the target is of no kind that libkvm knows.
+    :param tls_ca: for another host: the file of authorities that its certificate may come from; None: KVMD_TLS_CA.
+    :param tls_cert: this client's certificate, by which that daemon knows it; None: KVMD_TLS_CERT.
+    :param tls_key: the private key of that; None: KVMD_TLS_KEY.
+    :raises RequestError: the target is of no kind that libkvm knows, or a certificate can't be used.
     """
-    return Client(Session(transport(target or default_target()), timeout, long_timeout))
+    tls = TlsFiles(tls_ca, tls_cert, tls_key)
+    return Client(Session(transport(target or default_target(), tls), timeout, long_timeout))
 
 
 class Client(Unpicklable):

@@ -13,8 +13,10 @@ import grpc.aio
 
 from libkvm.calls import A, Call, Q
 from libkvm.errors import KvmError, Reason, error
-from libkvm.transports.grpc import OPTIONS
-from libkvm.transports.status import from_rpc_error
+from libkvm.transports.grpc import OPTIONS, REMOTE_OPTIONS, secure
+from libkvm.transports.status import from_rpc_error, lost
+from libkvm.transports.target import TlsFiles
+from libkvm.transports.tls import diagnose
 
 
 class GrpcTransport:
@@ -23,8 +25,10 @@ class GrpcTransport:
     :ivar target: where the daemon is, as the user wrote it.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: TlsFiles | None = None) -> None:
         self.target = target
+        self._tls = tls
+        self._credentials = None if tls is None else secure(tls)
         self._owner = os.getpid()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -42,7 +46,7 @@ class GrpcTransport:
         try:
             answer: A = await method(request, timeout=timeout)
         except grpc.RpcError as failure:
-            raise from_rpc_error(failure, call.name, self.target) from None
+            raise await self._typed(failure, call.name) from None
         except asyncio.CancelledError:
             self._check_cancelled(call)
             raise
@@ -55,7 +59,7 @@ class GrpcTransport:
             async for answer in answers:
                 yield answer
         except grpc.RpcError as failure:
-            raise from_rpc_error(failure, call.name, self.target) from None
+            raise await self._typed(failure, call.name) from None
         except asyncio.CancelledError:
             self._check_cancelled(call)
             raise
@@ -82,7 +86,7 @@ class GrpcTransport:
             raise self._unusable()
         if self._channel is None:
             self._loop = loop
-            self._channel = grpc.aio.insecure_channel(self.target, options=OPTIONS)
+            self._channel = self._connect()
         method = self._methods.get(call.name)
         if method is None:
             method = self._methods[call.name] = getattr(self._channel, kind)(
@@ -91,6 +95,16 @@ class GrpcTransport:
                 response_deserializer=call.answer.FromString,
             )
         return method
+
+    def _connect(self) -> Any:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options=OPTIONS)
+        return grpc.aio.secure_channel(self.target, self._credentials, options=REMOTE_OPTIONS)
+
+    async def _typed(self, failure: Any, name: str) -> KvmError:
+        if self._tls is not None and lost(failure):
+            return await asyncio.to_thread(diagnose, self.target, self._tls, failure.details() or "")
+        return from_rpc_error(failure, name, self.target)
 
     def _unusable(self) -> KvmError:
         if self._closed:

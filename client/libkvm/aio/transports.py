@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from libkvm.aio.base import Transport
-from libkvm.errors import Reason, error
+from libkvm.transports import TlsFiles, known
 
-__all__ = ["Transport", "transport"]
+__all__ = ["TlsFiles", "Transport", "transport"]
 
 
-def transport(target: str) -> Transport:
+def transport(target: str, tls: TlsFiles | None = None) -> Transport:
     """Make the transport for a target; it connects at its first call, and belongs to the event loop of that.
 
-    :param target: ``unix:/path``.
-    :raises RequestError: the target is of no kind that libkvm knows.
+    :param target: ``unix:/path``, or ``dns:///host:port`` of a daemon on another host.
+    :param tls: the certificates for the latter; None: those that the environment names.
+    :raises RequestError: the target is of no kind that libkvm knows, or the certificates can't be used.
     """
-    if not target.startswith("unix:/"):
-        raise error(Reason.BAD_ARGUMENT, f"target {target!r} is not of the form unix:/path", target=target)
+    tls = known(target, tls)
     # Here and not above: importing grpc takes longer than importing libkvm.
     from libkvm.aio.grpc import GrpcTransport  # noqa: PLC0415
 
-    return GrpcTransport(target)
+    return GrpcTransport(target, tls)

@@ -7,6 +7,12 @@ import argparse
 from libkvm.cli.command import Tool
 from libkvm.cli.table import COMMANDS
 
+TLS = {
+    "ca": "for dns:///: the authority of the daemon's certificate",
+    "cert": "your own certificate",
+    "key": "its private key",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser; the chosen command is the namespace's ``command``."""
@@ -30,6 +36,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _common(to: argparse.ArgumentParser, default: str | None, *, json: bool | str) -> None:
-    to.add_argument("--target", metavar="TARGET", default=default, help="unix:/path of a kvmd; default: KVMD_TARGET")
+    help_ = "unix:/path or dns:///host:port of a kvmd; default: KVMD_TARGET"
+    to.add_argument("--target", metavar="TARGET", default=default, help=help_)
+    for word, what in TLS.items():
+        option = f"--tls-{word}"
+        to.add_argument(option, metavar="FILE", default=default, help=f"{what}; default: KVMD_TLS_{word.upper()}")
     to.add_argument("--json", action="store_true", default=json, help="print one JSON document")
     to.add_argument("--timeout", metavar="SECONDS", type=float, default=default, help="how long a call may take")

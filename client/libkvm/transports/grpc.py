@@ -10,7 +10,9 @@ import grpc
 
 from libkvm.calls import A, Call, Q
 from libkvm.errors import KvmError, Reason, error
-from libkvm.transports.status import from_rpc_error
+from libkvm.transports.status import from_rpc_error, lost
+from libkvm.transports.target import TlsFiles
+from libkvm.transports.tls import contents, diagnose
 
 OPTIONS = [
     # A descriptor lives as long as its connection: an idle client must keep its own ...
@@ -30,17 +32,39 @@ OPTIONS = [
 ]
 
 
+REMOTE_OPTIONS = [
+    *OPTIONS,
+    # Whether the other host is still there; a descriptor's lease is a minute by default.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def secure(files: TlsFiles) -> grpc.ChannelCredentials:
+    """Make gRPC's view of a client's certificates.
+
+    :raises RequestError: they can't be used.
+    """
+    return grpc.ssl_channel_credentials(*contents(files))
+
+
 class GrpcTransport:
     """A gRPC channel with one connection of its own.
 
     :ivar target: where the daemon is, as the user wrote it.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, tls: TlsFiles | None = None) -> None:
         self.target = target
+        self._tls = tls
         self._owner = os.getpid()
         self._closed = False
-        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        if tls is None:
+            self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, secure(tls), options=REMOTE_OPTIONS)
         self._methods: dict[str, Any] = {}
 
     @property
@@ -54,7 +78,7 @@ class GrpcTransport:
         try:
             answer: A = method(request, timeout=timeout)
         except grpc.RpcError as failure:
-            raise from_rpc_error(failure, call.name, self.target) from None
+            raise self._typed(failure, call.name) from None
         except ValueError:  # how grpc says that the channel was closed meanwhile
             raise self._unusable() from None
         return answer
@@ -69,7 +93,7 @@ class GrpcTransport:
         try:
             yield from answers
         except grpc.RpcError as failure:
-            raise from_rpc_error(failure, call.name, self.target) from None
+            raise self._typed(failure, call.name) from None
         finally:
             answers.cancel()
 
@@ -92,6 +116,11 @@ class GrpcTransport:
                 response_deserializer=call.answer.FromString,
             )
         return method
+
+    def _typed(self, failure: Any, name: str) -> KvmError:
+        if self._tls is not None and lost(failure):
+            return diagnose(self.target, self._tls, failure.details() or "")
+        return from_rpc_error(failure, name, self.target)
 
     def _unusable(self) -> KvmError:
         if self._owner != os.getpid():

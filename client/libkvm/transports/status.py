@@ -26,6 +26,11 @@ def from_rpc_error(failure: Any, name: str, target: str) -> KvmError:
     return from_wire(*details) if details else _bare(failure, name, target)
 
 
+def lost(failure: Any) -> bool:
+    """Tell whether a call failed for want of a connection, rather than by the daemon's word."""
+    return failure.code() is grpc.StatusCode.UNAVAILABLE and _error_info(failure) is None
+
+
 def _error_info(failure: Any) -> tuple[str, str, dict[str, str]] | None:
     for key, value in failure.trailing_metadata() or ():
         if key != _DETAILS:
