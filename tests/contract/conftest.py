@@ -16,10 +16,10 @@ import pytest
 
 import bsd
 import libkvm
-from daemon import running_daemon
 from images import fixture
 from libkvm.compat import connection
 from libkvm.session import Session
+from remote import Site, remote_daemon
 from unit.client import facade
 
 LIVE = os.environ.get("KVMD_TEST_LIVE") == "1"
@@ -79,6 +79,14 @@ def odd(tmp_path_factory) -> Path:
     return folder
 
 
+RULE = """
+[[policy]]
+subjects = ["cert:alice"]
+images = ["live", "live:mem", "dump:*"]
+verbs = ["*"]
+"""
+
+
 @pytest.fixture(scope="session")
 def dumps(tmp_path_factory) -> Path:
     """A dump directory of BSD dumps and kernels, by the names that the acceptance list gives them."""
@@ -108,24 +116,37 @@ def bsd_files() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def target(odd, dumps) -> Iterator[str]:
+def targets(odd, dumps, tmp_path_factory) -> Iterator[dict[str, str]]:
+    """One daemon, by each way to it."""
     if LIVE:
-        yield os.environ["KVMD_TARGET"]
+        yield dict.fromkeys(CONNECT, os.environ["KVMD_TARGET"])
         return
+    site = Site.made(tmp_path_factory.mktemp("site"))
     folders = {os.path.dirname(load(name).path) for name in NAMES}
-    with running_daemon([*folders, odd, dumps]) as daemon:
-        yield daemon.target
+    with pytest.MonkeyPatch.context() as patch, remote_daemon(site.config(rules=RULE), [*folders, odd, dumps]) as both:
+        for key, value in site.keywords().items():
+            patch.setenv(f"KVMD_{key.upper()}", value)
+        daemon, remote = both
+        yield dict.fromkeys(CONNECT, daemon.target) | {"tls": remote, "tls-aio": remote}
 
 
-CONNECT = {"grpc": libkvm.connect, "aio": facade.connect}
-FACTORIES = {"grpc": connection.transport, "aio": facade.LoopTransport}
-SESSIONS: dict[str, dict[str, Session]] = {"grpc": {}, "aio": {}}
+@pytest.fixture
+def target(targets, transport) -> str:
+    return targets[transport]
+
+
+CONNECT = {"grpc": libkvm.connect, "aio": facade.connect, "tls": libkvm.connect, "tls-aio": facade.connect}
+USUAL = ["grpc", "aio", "tls"]
+FACTORIES = dict.fromkeys(("grpc", "tls"), connection.transport) | dict.fromkeys(
+    ("aio", "tls-aio"), facade.LoopTransport
+)
+SESSIONS: dict[str, dict[str, Session]] = {name: {} for name in CONNECT}
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """Run every test over every transport, but for modules that say otherwise."""
+    """Run every test over three transports, but for modules that say otherwise."""
     if "transport" in metafunc.fixturenames:
-        metafunc.parametrize("transport", getattr(metafunc.module, "TRANSPORTS", CONNECT), indirect=True)
+        metafunc.parametrize("transport", getattr(metafunc.module, "TRANSPORTS", USUAL), indirect=True)
 
 
 @pytest.fixture
@@ -142,7 +163,7 @@ def default_target(target, transport, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def c_face_connections(target) -> Iterator[None]:
+def c_face_connections(targets) -> Iterator[None]:
     yield
     for sessions in SESSIONS.values():
         for session in sessions.values():

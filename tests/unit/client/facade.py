@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Self
 
 import libkvm.aio
-from libkvm.aio import grpc as aio_grpc
+from libkvm.aio.transports import transport as aio_transport
 
 TIMEOUT = 120
 
@@ -97,7 +97,7 @@ class LoopTransport:
     """The asyncio transport as a synchronous one."""
 
     def __init__(self, target: str) -> None:
-        self.inner = aio_grpc.GrpcTransport(target)
+        self.inner = aio_transport(target)
 
     @property
     def target(self) -> str:
