@@ -142,11 +142,21 @@ class Rule:
 
     def matches(self, subject: Subject, image: str, verb: str) -> bool:
         """Whether this rule speaks of this subject, image and verb."""
-        return (
-            (verb in self.verbs or "*" in self.verbs)
-            and any(match(image) for match in self._what)
-            and any(match(subject) for match in self._who)
-        )
+        return not self.lacks(subject, image, verb)
+
+    def lacks(self, subject: Subject, image: str, verb: str) -> str:
+        """The key that does not match; empty if all do."""
+        if verb not in self.verbs and "*" not in self.verbs:
+            return "verbs"
+        if not any(match(image) for match in self._what):
+            return "images"
+        return "" if any(match(subject) for match in self._who) else "subjects"
+
+    def words(self, subject: Subject, image: str, verb: str) -> tuple[str, str, str]:
+        """The words of this rule, which matches, that do so: of subjects, images and verbs."""
+        who = next(word for word, match in zip(self.subjects, self._who, strict=True) if match(subject))
+        what = next(word for word, match in zip(self.images, self._what, strict=True) if match(image))
+        return who, what, verb if verb in self.verbs else "*"
 
 
 @dataclass(frozen=True, slots=True)

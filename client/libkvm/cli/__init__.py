@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(argv)
     before = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # What gRPC says of a failed handshake on standard error, the message says better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         if isinstance(options.command, Tool):
             answer = options.command.run(options)
