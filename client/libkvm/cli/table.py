@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from libkvm.cli import admin, args, cpus, dmesg, doctor, files, info, loadavg, nlist, policy, ps, read, swap
+from libkvm.cli import admin, args, cpus, dmesg, doctor, files, info, loadavg, nlist, pki, policy, ps, read, swap
 from libkvm.cli.command import Command, Tool
 
 COMMANDS: dict[str, Command | Tool] = {
@@ -15,6 +15,7 @@ COMMANDS: dict[str, Command | Tool] = {
     "info": info.COMMAND,
     "loadavg": loadavg.COMMAND,
     "nlist": nlist.COMMAND,
+    "pki": pki.TOOL,
     "policy": policy.TOOL,
     "ps": ps.COMMAND,
     "read": read.COMMAND,
