@@ -70,6 +70,20 @@ def test_drop_ins(units: Path, name: str) -> None:
     assert scored.returncode == 0, scored.stdout
 
 
+@analyze
+@pytest.mark.parametrize("unit", ["kvmd", "kvmd-dumps"])
+def test_clients_of_other_hosts_cost_the_service_nothing(units: Path, unit: str) -> None:
+    """The port is in the socket's drop-in; the service goes without any network, within the same exposure."""
+    folder = units / f"{unit}.socket.d"
+    folder.mkdir()
+    shutil.copy(SYSTEMD / "kvmd.socket.d" / "remote.conf", folder)
+    done = systemd_analyze("verify", "--man=no", f"./{unit}.socket", folder=units)
+    assert not [line for line in done.stderr.splitlines() if "kvmd" in line]
+    assert done.returncode == 0, done.stderr
+    service = (SYSTEMD / f"{unit}.service").read_text().splitlines()
+    assert {"PrivateNetwork=yes", "RestrictAddressFamilies=AF_UNIX", "IPAddressDeny=any"} <= set(service)
+
+
 @pytest.mark.parametrize("unit", ["kvmd.service", "kvmd-dumps.service"])
 def test_every_capability_is_justified(unit: str) -> None:
     """Each that a unit has is named in its comment, and there is no setting with one that isn't."""

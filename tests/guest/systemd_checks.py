@@ -35,6 +35,7 @@ from service import (
     stop,
     until,
 )
+from service_remote import remote
 
 SOURCE, WHEELS = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -338,7 +339,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         installs, exposure, activates, confined, live_sources, recorded, looks_in, no_files, dumps, reloads, killed,
-        upgrade, watchdog, idle, dumps_only, devmem, writes, uninstalls,
+        upgrade, watchdog, idle, dumps_only, devmem, writes, remote, uninstalls,
     )
 }  # fmt: skip
 
