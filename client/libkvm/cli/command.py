@@ -53,6 +53,19 @@ class Tool:
     arguments: Callable[[argparse.ArgumentParser], object] = lambda parser: None
 
 
+TLS = {
+    "ca": "for dns:///: the authority of the daemon's certificate",
+    "cert": "your own certificate",
+    "key": "its private key",
+}
+"""The options of certificates, without ``--tls-``."""
+
+
+def certificates(options: argparse.Namespace) -> dict[str, str | None]:
+    """Answer connect()'s keywords for what the command line says of certificates."""
+    return {f"tls_{word}": getattr(options, f"tls_{word}") for word in TLS}
+
+
 def number(text: str) -> int:
     """Parse a number that is not negative: decimal, or hexadecimal with 0x."""
     value = int(text, 0)

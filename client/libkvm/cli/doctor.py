@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from libkvm.cli.command import Answer, Tool
+from libkvm.cli.command import Answer, Tool, certificates
 from libkvm.client import connect
 from libkvm.errors import KvmError, Reason, error
 from libkvm.printable import printable
@@ -31,6 +31,7 @@ _REMEDIES = {
     Reason.UNREACHABLE: "start it: systemctl enable --now kvmd.socket, or run kvmd",
     Reason.POLICY_DENIED: "add a [[policy]] rule for you to /etc/kvmd/kvmd.toml and systemctl reload kvmd, "
     "or have yourself put in a group that has one, and log in anew",
+    Reason.BAD_CERTIFICATE: "see OTHER HOSTS in kvmd(8); that host's log says who was refused and why",
     Reason.LOCKDOWN: "boot with a lower lockdown= (Secure Boot raises it by itself), or use a crash dump",
     Reason.NO_LIVE_SOURCE: "run kvmd outside the container, or without ProtectKernelTunables=, ProcSubset=pid "
     "and InaccessiblePaths= for it; a kernel without CONFIG_PROC_KCORE has nothing to open",
@@ -130,9 +131,10 @@ def _daemon(target: str) -> Finding:
     return Finding(_GOOD, "daemon", told) if able else Finding(_NOTE, "daemon", told, _REMEDIES[Reason.SOURCE_ACCESS])
 
 
-def _open(target: str, timeout: float) -> Finding:
+def _open(target: str, options: argparse.Namespace) -> Finding:
+    timeout, tls = options.timeout or LONG_TIMEOUT, certificates(options)
     try:
-        with connect(target, timeout=timeout, long_timeout=timeout) as client, client.open() as kernel:
+        with connect(target, timeout=timeout, long_timeout=timeout, **tls) as client, client.open() as kernel:
             info = kernel.info
     except KvmError as failure:
         return Finding(_BAD, "open", f"{failure.reason.value}: {failure.message}", _remedy(failure.reason))
@@ -155,7 +157,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Look at everything; fail if the running kernel can't be opened."""
     target = options.target or default_target()
     findings = [look(target) for look in (_LOCAL if target.startswith("unix:") else (_user,))]
-    findings.append(_open(target, options.timeout or LONG_TIMEOUT))
+    findings.append(_open(target, options))
     last = findings[-1]
     failures = [error(Reason.UNSUPPORTED, "the running kernel can't be opened")] if last.status == _BAD else []
     return Answer({"target": target, "findings": findings, "works": not failures}, _lines(findings), failures)

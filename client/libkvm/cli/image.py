@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from libkvm.cli.options import TLS
+from libkvm.cli.command import certificates
 from libkvm.cli.private import answers, private_daemon
 from libkvm.client import connect
 from libkvm.errors import Reason, error
@@ -29,8 +29,8 @@ def opened(options: argparse.Namespace) -> Iterator[Kernel]:
             core, *others = (_own(name) for name in (core, *([exe] if exe else []), *swap))
             exe, swap = (others[0], others[1:]) if exe else (None, others)
             target = stack.enter_context(private_daemon([core, *others]))
-        tls = {f"tls_{word}": getattr(options, f"tls_{word}") for word in TLS}
-        client = stack.enter_context(connect(target, timeout=timeout, long_timeout=long_timeout, **tls))
+        made = connect(target, timeout=timeout, long_timeout=long_timeout, **certificates(options))
+        client = stack.enter_context(made)
         yield stack.enter_context(client.open(core, exe, swap, no_files=options.no_files))
 
 

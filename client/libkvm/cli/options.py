@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from libkvm.cli.command import Tool
+from libkvm.cli.command import TLS, Tool
 from libkvm.cli.table import COMMANDS
-
-TLS = {
-    "ca": "for dns:///: the authority of the daemon's certificate",
-    "cert": "your own certificate",
-    "key": "its private key",
-}
 
 
 def parser() -> argparse.ArgumentParser:
