@@ -205,3 +205,16 @@ def test_an_authority_of_clients_is_no_more_than_that(tmp_path: Path) -> None:
             client.open(IMAGE.path).close()
         pair = servers.issue("alice")
         assert refusal(libkvm.connect(target, **{**site.keywords(pair), "tls_ca": servers.ca}))
+
+
+def test_doctor_of_another_host(site: Site, other: Site, served: tuple[Daemon, str]) -> None:
+    """It opens the running kernel as any client would, and says what stands in the way."""
+    command = [sys.executable, "-m", "libkvm", "--target", served[1], "doctor"]
+    for keywords, told in (
+        (site.keywords(), "POLICY_DENIED"),
+        ({**site.keywords(), "tls_ca": other.authority.ca}, "BAD_CERTIFICATE"),
+    ):
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in keywords.items()]
+        done = subprocess.run([*command, *words], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert told in done.stdout
