@@ -122,7 +122,7 @@ def _version(path: str) -> tuple[int, int, int]:
         found = os.stat(path)
     except OSError as wrong:
         raise CertificateError(f"{path}: {wrong.strerror}") from None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_ctime_ns  # which every change of a file changes
 
 
 def _check_key(path: str) -> None:

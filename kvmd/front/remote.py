@@ -109,9 +109,12 @@ class Remote:
         """Follow the files, and end connections whose certificate counts no more, until cancelled."""
         while True:
             await asyncio.sleep(LOOK)
-            await self._look()
-            self._expel(connections)
-            self._refusals.flush()
+            try:
+                await self._look()
+                self._expel(connections)
+                self._refusals.flush()
+            except Exception:  # to stop looking would be to trust for ever
+                log.exception("looking after certificates failed")
 
     async def _look(self) -> None:
         """Take what has changed, or keep what there is if the new is wrong."""

@@ -59,12 +59,13 @@ def test_a_revoked_certificate_ends_its_connection(site: Site) -> None:
 
 
 def test_a_certificate_that_expires_ends_its_connection(site: Site) -> None:
-    short = site.authority.issue("short", "alice", days=(-1, 3 / 86400))
-    with remote_daemon(site.config(), [IMAGE.path.parent]) as (daemon, target), site.connect(target, short) as client:
-        kernel = client.open(IMAGE.path)
-        said(daemon, "certificate has expired (cert:alice)", 8)
-        with pytest.raises(libkvm.AccessError, match="certificate expired"):
-            kernel.read(BANNER, 8)
+    with remote_daemon(site.config(), [IMAGE.path.parent]) as (daemon, target):
+        short = site.authority.issue("short", "alice", days=(-1, 6 / 86400))
+        with site.connect(target, short) as client:
+            kernel = client.open(IMAGE.path)
+            said(daemon, "certificate has expired (cert:alice)", 15)
+            with pytest.raises(libkvm.AccessError, match="certificate expired"):
+                kernel.read(BANNER, 8)
 
 
 def shown(daemon: Daemon) -> str:

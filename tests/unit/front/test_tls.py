@@ -286,3 +286,28 @@ async def test_no_tcp_without_tls(bed, door, place):
         bed.front.serve(sock)
     with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ValueError, match="TLS over a Unix socket"):
         bed.front.serve(sock, greet=opened.remote.take)
+
+
+async def test_to_look_after_certificates_goes_on_after_a_failure(bed, door, context, monkeypatch, caplog):
+    """Or nobody would be expelled any more."""
+    opened = door()
+    await client(bed, opened, context)
+    _, _, connection = await bed.upstream()
+    looks = []
+
+    class Connections:
+        def __iter__(self):
+            looks.append(1)
+            if len(looks) == 1:
+                raise RuntimeError("a fault of ours")
+            return iter([connection])
+
+    monkeypatch.setattr("kvmd.front.remote.LOOK", 0.01)
+    monkeypatch.setattr("time.time", lambda: connection.peer.certificate.expires + 1)
+    task = asyncio.create_task(opened.remote.watch(Connections()))
+    await closing(connection)
+    assert "a fault of ours" in caplog.text
+    assert opened.told[-1][1] == "certificate has expired (cert:alice): its connection is closed"
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
