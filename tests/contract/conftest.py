@@ -19,7 +19,6 @@ import libkvm
 from images import fixture
 from libkvm.compat import connection
 from libkvm.session import Session
-from remote import Site, remote_daemon
 from unit.client import facade
 
 LIVE = os.environ.get("KVMD_TEST_LIVE") == "1"
@@ -116,17 +115,23 @@ def bsd_files() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def targets(odd, dumps, tmp_path_factory) -> Iterator[dict[str, str]]:
+def site(tmp_path_factory) -> Any:
+    from remote import Site  # not where there is a running kernel instead, and neither dumps nor certificates
+
+    return Site.made(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def targets(odd, dumps, request) -> Iterator[dict[str, str]]:
     """One daemon, by each way to it."""
     if LIVE:
         yield dict.fromkeys(CONNECT, os.environ["KVMD_TARGET"])
         return
-    site = Site.made(tmp_path_factory.mktemp("site"))
+    from remote import remote_daemon
+
     folders = {os.path.dirname(load(name).path) for name in NAMES}
-    with pytest.MonkeyPatch.context() as patch, remote_daemon(site.config(rules=RULE), [*folders, odd, dumps]) as both:
-        for key, value in site.keywords().items():
-            patch.setenv(f"KVMD_{key.upper()}", value)
-        daemon, remote = both
+    config = request.getfixturevalue("site").config(rules=RULE)
+    with remote_daemon(config, [*folders, odd, dumps]) as (daemon, remote):
         yield dict.fromkeys(CONNECT, daemon.target) | {"tls": remote, "tls-aio": remote}
 
 
@@ -136,7 +141,7 @@ def target(targets, transport) -> str:
 
 
 CONNECT = {"grpc": libkvm.connect, "aio": facade.connect, "tls": libkvm.connect, "tls-aio": facade.connect}
-USUAL = ["grpc", "aio", "tls"]
+USUAL = ["grpc", "aio"] if LIVE else ["grpc", "aio", "tls"]
 FACTORIES = dict.fromkeys(("grpc", "tls"), connection.transport) | dict.fromkeys(
     ("aio", "tls-aio"), facade.LoopTransport
 )
@@ -158,8 +163,11 @@ def transport(request, monkeypatch) -> str:
 
 
 @pytest.fixture(autouse=True)
-def default_target(target, transport, monkeypatch) -> None:
+def default_target(target, request, monkeypatch) -> None:
     monkeypatch.setenv("KVMD_TARGET", target)
+    if target.startswith("dns:"):
+        for key, value in request.getfixturevalue("site").keywords().items():
+            monkeypatch.setenv(f"KVMD_{key.upper()}", value)
 
 
 @pytest.fixture(scope="session", autouse=True)

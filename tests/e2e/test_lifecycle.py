@@ -116,7 +116,8 @@ def test_check_config(tmp_path: Path) -> None:
     assert (good.returncode, good.stdout) == (0, f"{config}: 1 rules, no errors\n")
     config.write_text("[listen]\nunx = 1\n")
     bad = kvmd("--check-config", "--config", str(config))
-    told = f"kvmd: {config}:2: listen.unx: unknown key; [listen] has unix, mode, admin\n"
+    keys = "unix, mode, admin, tcp, tls_cert, tls_key, tls_client_ca, tls_client_crl"
+    told = f"kvmd: {config}:2: listen.unx: unknown key; [listen] has {keys}\n"
     assert (bad.returncode, bad.stderr) == (2, told)
     assert kvmd("--config", str(tmp_path / "none")).returncode == 2
     assert kvmd("--listen", "tcp:1.2.3.4:5").returncode == 2
