@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import bsd
+import bsd_minidump
 import libkvm
 from images import fixture
 from libkvm.compat import connection
@@ -101,9 +102,9 @@ def bsd_files() -> dict[str, bytes]:
         "k5": bsd.k5().file(),
         "k6": b"\xa5" * 8192 + bsd.k1().device(),
         "e1": bsd.e1(),
-        "m4": bsd.arm64_minidump(),
+        "m4": bsd_minidump.arm64_minidump(),
     }
-    made |= {f"m{version}": bsd.minidump(version).file() for version in (1, 2, 3)}
+    made |= {f"m{version}": bsd_minidump.minidump(version).file() for version in (1, 2, 3)}
     made |= bsd.k7()
     for version in (0, 4):
         made[f"version{version}"] = data = bytearray(made["m3"])

@@ -14,7 +14,8 @@ import pytest
 
 import bsd
 import libkvm
-from bsd import M_BASE, M_DATA, M_GONE, M_LARGE, PAGE, TEXT_BASE, pattern
+from bsd import PAGE, TEXT_BASE, pattern
+from bsd_minidump import M_BASE, M_DATA, M_GONE, M_LARGE
 from libkvm import (
     ErrBuf,
     Nlist,

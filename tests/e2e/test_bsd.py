@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import bsd
+import bsd_minidump
 import libkvm
 from bsd import PAGE, TEXT_BASE, pattern
 from daemon import running_daemon
@@ -42,13 +43,13 @@ def test_each_offset_has_its_own_image_and_record(tmp_path: Path) -> None:
 def test_a_hostile_dump_costs_its_worker_no_more_than_it_may(tmp_path: Path) -> None:
     """A header that asks for as much as is believed, in a sparse file that has it."""
     path = tmp_path / "core"
-    head = bytearray(bsd.minidump(3).file()[:72])
+    head = bytearray(bsd_minidump.minidump(3).file()[:72])
     struct.pack_into("<II", head, 32, 1 << 30, 256 << 20)
     with path.open("wb") as file:
         file.write(head)
         file.truncate(20 << 30)
     with running_daemon([tmp_path]) as daemon, libkvm.connect(daemon.target) as client, client.open(path) as kernel:
-        for address in (bsd.M_BASE, 0xFFFFF80000000000):
+        for address in (bsd_minidump.M_BASE, 0xFFFFF80000000000):
             with pytest.raises(libkvm.FaultError):
                 kernel.read(address, 8)
         assert list(kernel.pages()) == []

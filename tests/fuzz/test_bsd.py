@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bsd
+import bsd_minidump
 from bsd import HUGE, LARGE, PAGE, Amd64, Memory, opened, pattern
 from kvmd.errors import KvmError, Reason
 from kvmd.v1 import memory_pb2
@@ -133,7 +134,9 @@ class MinidumpModel:
             self.ranges += [range(TABLE, TABLE + 1)] if self.ranges else []
         bounds = [(each.start * PAGE, each.stop * PAGE) for each in self.ranges] or None
         held = {page * PAGE for page in self.held}
-        self.made = bsd.Amd64Minidump(memory, held, entries, version, bounds, map_entries=12 if version == 1 else 512)
+        self.made = bsd_minidump.Amd64Minidump(
+            memory, held, entries, version, bounds, map_entries=12 if version == 1 else 512
+        )
         self.bits = len(self.made.bitmap()) * 8
 
     def physical(self, at: int) -> int | Reason:
@@ -181,14 +184,23 @@ SEEDS: Mapping[str, bytes] = {
     "k1": bsd.k1().file(),
     "k2": bsd.k2().file()[: 536 + 0x5000],
     "k5": bsd.k5().file()[:0x20000],
-    "m1": bsd.minidump(1).file(),
-    "m2": bsd.minidump(2).file(),
-    "m3": bsd.minidump(3).file(),
-    "m4": bsd.arm64_minidump(),
+    "m1": bsd_minidump.minidump(1).file(),
+    "m2": bsd_minidump.minidump(2).file(),
+    "m3": bsd_minidump.minidump(3).file(),
+    "m4": bsd_minidump.arm64_minidump(),
     "e1": bsd.e1(),
 }
 EXEC = bsd.kernel(bsd.E1_SYMBOLS)
-ADDRESSES = (0, 0x5000, bsd.TEXT_BASE, bsd.M_BASE, bsd.LARGE_VIRTUAL, 0xFFFFF80000005000, bsd.ARM_TEXT, (1 << 64) - 8)
+ADDRESSES = (
+    0,
+    0x5000,
+    bsd.TEXT_BASE,
+    bsd_minidump.M_BASE,
+    bsd.LARGE_VIRTUAL,
+    0xFFFFF80000005000,
+    bsd.ARM_TEXT,
+    (1 << 64) - 8,
+)
 
 
 def look(data: bytes, execfile: bytes | None = None, dump_offset: int | None = None) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import bsd
-from bsd import M_BASE, M_DATA, M_GONE, M_LARGE, PAGE, opened, pattern
+import bsd_minidump
+from bsd import PAGE, opened, pattern
+from bsd_minidump import M_BASE, M_DATA, M_GONE, M_LARGE
 from kvmd.errors import KvmError, Reason
 from kvmd.v1 import memory_pb2, process_pb2
 
@@ -37,7 +39,7 @@ def refusal(data: bytes, execfile: bytes | None = None) -> KvmError:
 @versions
 def test_the_kernels_map(version: int) -> None:
     prefix = "_amd64_minidump_vatop_v1: " if version == 1 else "_amd64_minidump_vatop: "
-    with opened(bsd.minidump(version).file()) as image:
+    with opened(bsd_minidump.minidump(version).file()) as image:
         assert image.read(M_BASE, PAGE, KERNEL) == pattern(5)
         assert image.read(M_BASE + bsd.LARGE + 8, 100, KERNEL) == pattern(6)[8:108]
         gone = failure(image, M_BASE + PAGE)
@@ -56,7 +58,7 @@ def test_the_kernels_map(version: int) -> None:
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_page_tables_and_large_pages(version: int) -> None:
-    made = bsd.minidump(version)
+    made = bsd_minidump.minidump(version)
     with opened(made.file()) as image:
         assert image.read(M_BASE + bsd.LARGE, 2 * PAGE, KERNEL) == pattern(6) + pattern(7)
         fault = failure(image, M_BASE + bsd.LARGE, 3 * PAGE)
@@ -69,13 +71,13 @@ def test_page_tables_and_large_pages(version: int) -> None:
     with opened(whole[: len(whole) - 4 * PAGE]) as image:  # its pages are cut off
         cut = failure(image, M_BASE)
         assert cut.reason is Reason.BEYOND_DUMP
-        assert cut.metadata["translator"] == f"cannot read page table entry for {bsd.M_TABLE}"
+        assert cut.metadata["translator"] == f"cannot read page table entry for {bsd_minidump.M_TABLE}"
         assert failure(image, DIRECT + M_DATA).reason is Reason.SHORT_FILE
 
 
 @versions
 def test_the_direct_map_and_physical_memory(version: int) -> None:
-    with opened(bsd.minidump(version).file()) as image:
+    with opened(bsd_minidump.minidump(version).file()) as image:
         assert image.read(DIRECT + M_DATA + 16, 64, KERNEL) == pattern(5)[16:80]
         assert image.read(M_LARGE, 2 * PAGE, PHYSICAL) == pattern(6) + pattern(7)
         text = failure(image, DIRECT + M_GONE + 5).metadata["translator"]
@@ -87,7 +89,7 @@ def test_the_direct_map_and_physical_memory(version: int) -> None:
 
 @versions
 def test_the_pages_of_a_walk(version: int) -> None:
-    with opened(bsd.minidump(version).file()) as image:
+    with opened(bsd_minidump.minidump(version).file()) as image:
         pages, error = [], None
         try:
             pages.extend(image.pages(0))
@@ -96,7 +98,7 @@ def test_the_pages_of_a_walk(version: int) -> None:
         addresses = [page.virtual_address for page in pages]
         assert addresses == sorted(addresses)
         direct = {page.physical_address for page in pages if page.virtual_address < M_BASE}
-        assert direct == bsd.minidump(version).pages
+        assert direct == bsd_minidump.minidump(version).pages
         mapped = {page.virtual_address: page for page in pages if page.virtual_address >= M_BASE}
         assert set(mapped) == {M_BASE, M_BASE + PAGE, M_BASE + bsd.LARGE}
         assert mapped[M_BASE].direct_address == DIRECT + M_DATA
@@ -115,7 +117,7 @@ def test_the_pages_of_a_walk(version: int) -> None:
 
 def test_ranges_number_their_own_pages_alone() -> None:
     """Q26: FreeBSD's libkvm takes a page of the gap for one of the range before."""
-    made = bsd.minidump(3)
+    made = bsd_minidump.minidump(3)
     made.ranges = [(0x3000, 0x6000), (0x3FF800, 0x402000)]
     ids = made.ids()
     assert ids == {0x3000: 0, 0x5000: 2, 0x400000: 4, 0x401000: 5}
@@ -132,7 +134,7 @@ def test_ranges_number_their_own_pages_alone() -> None:
 
 def test_ranges_that_share_a_page() -> None:
     """Each has an id of its own for it; the first is the one that the writer sets."""
-    made = bsd.minidump(3)
+    made = bsd_minidump.minidump(3)
     made.ranges = [(0, 0x3800), (0x3800, 0x6000), (0x400000, 0x402000)]
     made.pages = {M_DATA, M_LARGE}
     made.entries = {1: M_LARGE | 1 | 0x80}
@@ -144,7 +146,7 @@ def test_ranges_that_share_a_page() -> None:
 
 def test_a_bitmap_without_a_page() -> None:
     """Q26: FreeBSD's libkvm can't open it."""
-    made = bsd.minidump(2)
+    made = bsd_minidump.minidump(2)
     made.pages = set()
     with opened(made.file()) as image:
         assert failure(image, DIRECT).reason is Reason.EXCLUDED
@@ -153,23 +155,23 @@ def test_a_bitmap_without_a_page() -> None:
 
 @pytest.mark.parametrize("version", [0, 4, 0xFFFFFFFF])
 def test_versions(version: int) -> None:
-    data = bytearray(bsd.minidump(3).file())
+    data = bytearray(bsd_minidump.minidump(3).file())
     struct.pack_into("<I", data, 24, version)
     assert refusal(bytes(data)).text == f"wrong minidump version. expected 3 got {version}"
-    data = bytearray(bsd.arm64_minidump())
+    data = bytearray(bsd_minidump.arm64_minidump())
     struct.pack_into("<I", data, 24, version)
     assert refusal(bytes(data)).text == f"wrong minidump version. Expected 3 got {version}"
 
 
 @pytest.mark.parametrize("magic", [b"minidump FreeBSD/i386", b"minidump DFlyBSD/x86-64", b"minidump ", b"minidump X"])
 def test_another_platforms(magic: bytes) -> None:
-    data = magic.ljust(24, b"\0") + bsd.minidump(3).file()[24:]
+    data = magic.ljust(24, b"\0") + bsd_minidump.minidump(3).file()[24:]
     failed = refusal(data)
     assert (failed.reason, failed.text) == (Reason.UNSUPPORTED_FORMAT, "not a minidump for this platform")
 
 
 def test_files_that_end_early() -> None:
-    made = bsd.minidump(3)
+    made = bsd_minidump.minidump(3)
     parts = made.parts()
     starts = [sum(map(len, parts[:number])) for number in range(6)]
     whole = made.file()
@@ -187,7 +189,7 @@ def test_files_that_end_early() -> None:
 
 def test_tables_of_ranges_that_make_no_sense() -> None:
     for ranges in ([(0x5000, 0x3000)], [(0, 0x5000), (0x4000, 0x8000)], [(0x8000, 0x9000), (0, 0x1000)]):
-        made = bsd.minidump(3)
+        made = bsd_minidump.minidump(3)
         data = made.file()
         made.ranges, made.pages = ranges, set()
         data = b"".join(made.parts())
@@ -224,7 +226,7 @@ def test_sizes_that_make_no_sense_cost_no_memory_and_little_time(tmp_path: Path)
 
 
 def test_page_maps_that_map_nothing_end() -> None:
-    made = bsd.minidump(2)
+    made = bsd_minidump.minidump(2)
     made.entries = dict.fromkeys(range(1 << 18, 1 << 18 | 2), 2) | dict.fromkeys(range((1 << 18) + 1), M_DATA | 2)
     made.map_entries = (1 << 18) + 2
     made.kernbase = DIRECT + (1 << 40)
@@ -237,7 +239,7 @@ def test_page_maps_that_map_nothing_end() -> None:
 def test_m4_reads_arm64(page_size: int) -> None:
     kernbase, direct, physical = 0xFFFF000000000000, 0xFFFFA00000000000, 0x40000000
     prefix = "_aarch64_minidump_vatop: "
-    data = bsd.arm64_minidump(3, page_size)
+    data = bsd_minidump.arm64_minidump(3, page_size)
     with opened(data) as image:
         assert image.info().page_size == page_size
         assert image.read(kernbase, page_size, KERNEL) == pattern(5, page_size)
@@ -261,16 +263,16 @@ def test_m4_reads_arm64(page_size: int) -> None:
 
 def test_m4_of_other_versions() -> None:
     for version in (1, 2):
-        with opened(bsd.arm64_minidump(version, PAGE, 0 if version == 1 else 0x40000000)) as image:
+        with opened(bsd_minidump.arm64_minidump(version, PAGE, 0 if version == 1 else 0x40000000)) as image:
             assert image.read(0xFFFF000000000000, 8, KERNEL) == pattern(5)[:8]
-    data = bytearray(bsd.arm64_minidump())
+    data = bytearray(bsd_minidump.arm64_minidump())
     data[76] = 3
     assert refusal(bytes(data)).text == "unknown page size flag 3"
 
 
 def test_what_freebsds_libkvm_refuses() -> None:
     user, calls = memory_pb2.ADDRESS_SPACE_USER, "cannot read user space from dead kernel"
-    with opened(bsd.arm64_minidump()) as image:
+    with opened(bsd_minidump.arm64_minidump()) as image:
         if image.foreign():
             texts = {
                 "cannot read procs from non-native core": lambda: image.processes(process_pb2.GetProcsRequest()),
@@ -282,7 +284,7 @@ def test_what_freebsds_libkvm_refuses() -> None:
                 with pytest.raises(KvmError) as caught:
                     call()
                 assert (caught.value.reason, caught.value.text) == (Reason.UNSUPPORTED, text)
-    with opened(bsd.minidump(3).file()) as image:
+    with opened(bsd_minidump.minidump(3).file()) as image:
         assert failure(image, 0, 8, user).text == calls
         with pytest.raises(KvmError, match=calls):
             image.strings(1, 1, 0)
@@ -294,7 +296,7 @@ def test_what_freebsds_libkvm_refuses() -> None:
 
 
 def test_load_averages_without_fscale() -> None:
-    made = bsd.minidump(3)
+    made = bsd_minidump.minidump(3)
     made.memory.put(M_DATA, struct.pack("<IIIxxxxq", 2048, 1024, 512, 2048))
     with opened(made.file(), bsd.kernel({"averunnable": M_BASE})) as image:
         assert image.load_average() == [1.0, 0.5, 0.25]
