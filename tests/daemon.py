@@ -11,12 +11,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 READY = 30.0
 STOP = 30.0
+_SETPRIV = ("setpriv", "--clear-groups", "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
 
 
 @dataclass
@@ -40,13 +41,20 @@ class Daemon:
 
 @contextlib.contextmanager
 def running_daemon(
-    dump_dirs: Sequence[str | os.PathLike[str]] = (), config: str | None = None, path: str | None = None
+    dump_dirs: Sequence[str | os.PathLike[str]] = (),
+    config: str | None = None,
+    path: str | None = None,
+    *,
+    user: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Daemon]:
     """Run ``python -m kvmd`` on a socket of its own; at the end it must stop with status 0.
 
     :param dump_dirs: served with ``--dump-dir``.
     :param config: the text of a configuration file; None: an empty one.
     :param path: the socket; None: one in a new directory that every user may enter.
+    :param user: whose daemon it is, with the capability that systemd/kvmd.service gives it to read dumps; needs root.
+    :param env: variables of its environment besides this process's.
     """
     with tempfile.TemporaryDirectory(prefix="kvmd-test-") as folder:
         Path(folder).chmod(0o755)
@@ -56,7 +64,11 @@ def running_daemon(
         command = [sys.executable, "-m", "kvmd", "--listen", target, "--config", str(settings)]
         for directory in dump_dirs:
             command += ["--dump-dir", os.path.realpath(directory)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if user is not None:
+            os.chown(folder, user, user)
+            command = [*_SETPRIV, f"--reuid={user}", f"--regid={user}", *command]
+        environ = {**os.environ, **(env or {})}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environ)
         daemon = Daemon(target, process)
         reader = None
         try:
