@@ -83,6 +83,8 @@ class Kallsyms:
         return symbols[0].address if symbols else 0
 
     def _matches(self, name: str) -> list[Symbol]:
+        if "\0" in name:  # which no symbol's name holds, and drgn takes none
+            return []
         # The program is unused by the index; its type says otherwise.
         return sorted(self._index(None, name, None, False), key=lambda s: s.address)
 
