@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +19,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import libkvm
+from clients import PREFACE, call_headers, connect, frame
 from daemon import Daemon, running_daemon
 from images import fixture
 from kvmd.v1 import kvm_service_pb2 as pb
@@ -30,7 +29,6 @@ from procs import descriptors, eventually, nothing_left, workers
 
 QEMU = fixture("qemu/vmcore.kdump")
 OPEN = pb.OpenRequest(corefile=str(QEMU.path))
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 @contextlib.contextmanager
@@ -47,27 +45,6 @@ def banner(daemon: Daemon) -> bytes:
 
 def records(daemon: Daemon) -> list[dict[str, Any]]:
     return [json.loads(line[7:]) for line in list(daemon.log) if line.startswith(b"audit: ")]
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """An HTTP/2 frame (RFC 9113, 4.1)."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def call_headers(path: bytes) -> bytes:
-    """A call's header block, without compression (RFC 7541, 6.2.2)."""
-    words = {
-        b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"x",
-        b"te": b"trailers", b"content-type": b"application/grpc",
-    }  # fmt: skip
-    return b"".join(b"\0" + bytes([len(key)]) + key + bytes([len(value)]) + value for key, value in words.items())
-
-
-def connect(daemon: Daemon) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(5)
-    sock.connect(daemon.target.removeprefix("unix:"))
-    return sock
 
 
 def test_opens_cancelled_at_any_moment() -> None:
@@ -169,11 +146,11 @@ def test_garbage_and_silence() -> None:
         endless = frame(1, 0, 1, call_headers(b"/x")) + frame(9, 0, 1, b"\0\1a\x7f\0" + b"b" * 127) * 2000
         pings = frame(6, 0, 0, bytes(8)) * 2000
         for data in (b"", PREFACE[:10], os.urandom(5000), settings + endless, settings + pings):
-            sock = stack.enter_context(connect(daemon))
+            sock = stack.enter_context(connect(daemon.target))
             with contextlib.suppress(OSError):
                 sock.sendall(data)
         for _ in range(40):
-            stack.enter_context(connect(daemon))
+            stack.enter_context(connect(daemon.target))
         assert banner(daemon) == b"Linux version"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,52 +102,6 @@ answer = [text(words[1]), text(words[1] + "-none")]
     there, not_there = as_user(4002, code, daemon.target, fixture("qemu/vmcore.kdump").path)
     assert there == not_there
     assert there[0] == "POLICY_DENIED"
-
-
-def test_strangers_descriptor_answers_as_an_unknown_one(daemon: Daemon) -> None:
-    """Another uid that has the id, and a made-up id, get the same status to the letter."""
-    owner = """
-import grpc
-stub = rpc.KvmServiceStub(grpc.insecure_channel(words[0]))
-id = stub.Open(pb.OpenRequest(corefile=words[1])).descriptor
-print(id, flush=True, file=sys.stderr)
-sys.stdin.readline()
-answer = stub.Close(pb.CloseRequest(descriptor=id)) == pb.CloseResponse()
-"""
-    stranger = """
-import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-name = lambda value: error_details_pb2.ErrorInfo.FromString(value).metadata["request"]
-stub = rpc.KvmServiceStub(grpc.insecure_channel(words[0]))
-answer = []
-for id in words[1], "made-up":
-    read = memory_pb2.ReadRequest(descriptor=id, length=8)
-    for call, request in (stub.Close, pb.CloseRequest(descriptor=id)), (stub.Read, read):
-        try:
-            call(request)
-            answer.append("OK")
-        except grpc.RpcError as failure:
-            [info] = rpc_status.from_call(failure).details
-            told = info.value.decode().replace(name(info.value), "REQUEST")
-            answer.append([failure.code().name, failure.details(), told])
-"""
-    program = (
-        "import json, os, sys, libkvm.transports.grpc\n"
-        "from kvmd.v1 import kvm_service_pb2 as pb, kvm_service_pb2_grpc as rpc, memory_pb2\n"
-        "os.setgroups([]); os.setresgid(4001, 4001, 4001); os.setresuid(4001, 4001, 4001)\n"
-        f"words = json.loads(sys.argv[1])\n{owner}\njson.dump(answer, sys.stdout)\n"
-    )
-    words = json.dumps([daemon.target, str(fixture("qemu/vmcore.kdump").path)])
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", program, words], **pipes) as process:
-        id_ = process.stderr.readline().decode().strip()
-        answers = as_user(4003, stranger, daemon.target, id_)
-        process.stdin.close()
-        assert json.load(process.stdout) is True
-    assert answers[:2] == answers[2:]
-    assert answers[0][0] == "NOT_FOUND"
-    assert "REQUEST" in answers[0][2]
 
 
 def test_audit_names_the_peer(daemon: Daemon, tmp_path: Path) -> None:
