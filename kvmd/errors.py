@@ -35,6 +35,7 @@ class Reason(Enum):
     PATH_DEVICE = "PATH_DEVICE"
     PATH_DIRECTORY = "PATH_DIRECTORY"
     PATH_SOCKET = "PATH_SOCKET"
+    PATH_HARDLINK = "PATH_HARDLINK"
     EMPTY_FILE = "EMPTY_FILE"
     UNSUPPORTED_FORMAT = "UNSUPPORTED_FORMAT"
     CORRUPT_IMAGE = "CORRUPT_IMAGE"
@@ -232,6 +233,7 @@ TABLE: dict[Reason, Row] = {
     Reason.PATH_DEVICE: Row(SourceError, "FAILED_PRECONDITION", E.ENODEV, _WHAT + "is a device", "a device other than the allowed ones"),
     Reason.PATH_DIRECTORY: Row(SourceError, "FAILED_PRECONDITION", E.EISDIR, _WHAT + "is a directory", "not a regular file"),
     Reason.PATH_SOCKET: Row(SourceError, "FAILED_PRECONDITION", E.EINVAL, _WHAT + "is a socket", "not a regular file"),
+    Reason.PATH_HARDLINK: Row(SourceError, "PERMISSION_DENIED", E.EMLINK, None, "a file of several names, this one perhaps made by somebody else"),
     Reason.EMPTY_FILE: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, "empty file: {strerror}", "a dump of no bytes"),
     Reason.UNSUPPORTED_FORMAT: Row(FormatError, "UNIMPLEMENTED", E.ENOEXEC, None, "not a dump of a format that kvmd knows"),
     Reason.CORRUPT_IMAGE: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "a dump of a known format whose structure contradicts itself"),

@@ -5,7 +5,8 @@ A name is first judged as text, then resolved below an allowed directory with op
 symbolic link, to a descriptor that can't be read (O_PATH); only once that is known to be a regular file is the
 same inode opened. So a FIFO or a device is never opened, and nothing that is renamed meanwhile changes what is.
 
-Sources: openat2(2), open(2), path_resolution(7), proc_pid_fd(5). The calls can block on a network file system.
+Sources: openat2(2), open(2), path_resolution(7), proc_pid_fd(5), proc_sys_fs(5) (protected_hardlinks). The calls can
+block on a network file system.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Opener:
 
         :param name: an absolute path below a dump directory, in either spelling, or one relative to any of them.
         :raises KvmError: as :meth:`dump_candidates`; SOURCE_NOT_FOUND, SOURCE_ACCESS, SOURCE_IO with ``errno``;
-            PATH_SYMLINK, PATH_FIFO, PATH_DEVICE, PATH_DIRECTORY, PATH_SOCKET; EMPTY_FILE.
+            PATH_SYMLINK, PATH_FIFO, PATH_DEVICE, PATH_DIRECTORY, PATH_SOCKET, PATH_HARDLINK; EMPTY_FILE.
         """
         opened = _open_first(name, self._dumps)
         if not opened.stat.st_size:
@@ -192,6 +193,8 @@ def _open(name: str, directory: _Directory, rest: str) -> OpenedFile:
         try:
             before = os.fstat(look)
             _check_kind(name, before)
+            if before.st_nlink > 1:
+                _check_names(name, directory, rest, before)
             fd = os.open(f"/proc/self/fd/{look}", _READ)
         finally:
             os.close(look)
@@ -216,6 +219,23 @@ def _check_kind(name: str, status: os.stat_result) -> None:
     if kind != stat.S_IFREG:
         reason, text = _KINDS.get(kind, (Reason.PATH_DEVICE, "is not a regular file"))
         raise error(reason, f"{name}: {text}", path=name)
+
+
+def _check_names(name: str, directory: _Directory, rest: str, status: os.stat_result) -> None:
+    """Refuse a hard link that somebody may have made who can't read the file: where fs.protected_hardlinks is off.
+
+    Its directory must be one in which only the file's owner, root and the daemon's own user can make names.
+    """
+    parent = _look_up(directory, os.path.dirname(rest))
+    try:
+        where, again = os.fstat(parent), os.stat(os.path.basename(rest), dir_fd=parent, follow_symlinks=False)
+    finally:
+        os.close(parent)
+    if (again.st_dev, again.st_ino) != (status.st_dev, status.st_ino):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    if where.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or where.st_uid not in (0, status.st_uid, os.geteuid()):
+        message = f"{name}: has several names, and others can make names in its directory; open a copy"
+        raise error(Reason.PATH_HARDLINK, message, path=name)
 
 
 def _refusal(name: str, failure: OSError) -> KvmError:

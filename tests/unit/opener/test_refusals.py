@@ -92,6 +92,34 @@ def test_a_device_is_refused_and_not_opened(way, opener, crash, kind, reason):
     assert reason(opener, "device") is Reason.PATH_DEVICE
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs uid 0")
+@pytest.mark.parametrize(
+    ("mode", "directory", "owner", "refused"),
+    [
+        (0o755, 0, 12345, False),
+        (0o755, 12345, 12345, False),
+        (0o755, 12346, 12345, True),
+        (0o775, 0, 12345, True),
+        (0o1777, 0, 0, True),
+    ],
+)
+def test_a_hard_link_that_another_may_have_made_is_refused(  # noqa: PLR0917 - fixtures
+    way, opener, crash, tmp_path, mode, directory, owner, refused, reason, content
+):
+    """By whoever can make names in the directory and is neither root nor the file's owner."""
+    (tmp_path / "private").write_bytes(DUMP)
+    os.chown(tmp_path / "private", owner, owner)
+    os.link(tmp_path / "private", crash / "host" / "link")
+    os.chown(crash / "host", directory, directory)
+    (crash / "host").chmod(mode)
+    if refused:
+        assert reason(opener, "host/link") is Reason.PATH_HARDLINK
+    else:
+        assert content(opener.open_dump("host/link")) == DUMP
+    (tmp_path / "private").unlink()  # the only name there is: its owner gave it
+    assert content(opener.open_dump("host/link")) == DUMP
+
+
 def test_a_socket_is_refused(way, opener, crash, reason):
     here = os.open(".", os.O_PATH)
     os.chdir(crash)
