@@ -120,6 +120,8 @@ class Limits:
     inflight_bytes_per_uid: int = 256 << 20
     calls_per_second: int = 20000
     calls_per_second_per_uid: int = 5000
+    # What clients send. Who sends faster is not refused, but waits.
+    received_bytes_per_second_per_uid: int = 2 << 20
     # A worker's address space beyond what it holds before it opens the image.
     worker_memory: int = 4 << 30
     # Its processor time, in all its life.
@@ -136,7 +138,7 @@ class Limits:
     # The longest a unary call, and a stream, may take if the client sets no shorter deadline.
     call_deadline: float = 60.0
     stream_deadline: float = 3600.0
-    # How long a client may leave an answer unread before its connection is cut.
+    # How long a client may leave an answer unread, or its greeting unsent, before its connection is cut.
     stall: float = 30.0
 
     def __post_init__(self) -> None:

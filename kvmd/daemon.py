@@ -83,7 +83,7 @@ class Daemon:
         await server.start(private)
         stack.push_async_callback(server.stop, 0)
         front = Front(
-            self._peers, private, self._quotas["connections"], patience=limits.stall,
+            self._peers, private, self._quotas["connections"], flow=self._quotas.flow, patience=limits.stall,
             on_connect=self._sessions.connected, own_pid=os.getpid(),
         )  # fmt: skip
         stack.callback(self._sessions.end)

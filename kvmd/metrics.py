@@ -76,16 +76,18 @@ class Metrics(Collector):
 
     def _limits(self) -> Iterator[Metric]:
         quotas = list(self.quotas.all.values())
-        rate, bounds = self.quotas.rate, self.pool.bounds
+        rate, flow, bounds = self.quotas.rate, self.quotas.flow, self.pool.bounds
         used = [(quota.name, quota.used) for quota in quotas]
         most = [(quota.name, quota.most) for quota in quotas]
         most += [(rate.name, rate.most), ("worker_memory", bounds.memory), ("worker_cpu", bounds.cpu)]
-        share = [*((quota.name, quota.most_per_owner) for quota in quotas), (rate.name, rate.most_per_owner)]
+        share = [(quota.name, quota.most_per_owner) for quota in quotas]
+        share += [(each.name, each.most_per_owner) for each in (rate, flow)]
         yield _gauge("kvmd_limit_used", "How much of a limit is used, by all.", used)
         yield _gauge("kvmd_limit_most", "The limit for all, or for one worker.", most)
         yield _gauge("kvmd_limit_most_per_owner", "The limit for one identity.", share)
-        refused = CounterMetricFamily("kvmd_limit_refused", "Refusals for a limit.", labels=["limit"])
-        for name, count in [*((quota.name, quota.refused) for quota in quotas), (rate.name, rate.refused)]:
+        refused = CounterMetricFamily("kvmd_limit_refused", "Refusals, or waits, for a limit.", labels=["limit"])
+        counts = [(quota.name, quota.refused) for quota in quotas]
+        for name, count in [*counts, (rate.name, rate.refused), (flow.name, flow.waits)]:
             refused.add_metric([name], count)
         yield refused
 

@@ -91,17 +91,33 @@ class Quota:
 
 
 class _Bucket:
-    """A token bucket that holds what comes in a second."""
+    """A token bucket: so many come in a second, and so many it holds."""
 
-    __slots__ = ("at", "left", "rate")
+    __slots__ = ("at", "left", "most", "rate")
 
-    def __init__(self, rate: float, now: float) -> None:
-        self.rate, self.left, self.at = rate, rate, now
+    def __init__(self, rate: float, most: float, now: float) -> None:
+        self.rate, self.most, self.left, self.at = rate, most, most, now
 
     def fill(self, now: float) -> float:
-        self.left = min(self.rate, self.left + (now - self.at) * self.rate)
+        self.left = min(self.most, self.left + (now - self.at) * self.rate)
         self.at = now
         return self.left
+
+
+class _Buckets:
+    """A bucket for each owner that has lately been there."""
+
+    def __init__(self, rate: float, most: float, now: float) -> None:
+        self._rate, self._most, self._swept = rate, most, now
+        self._owned: dict[str, _Bucket] = {}
+
+    def of(self, owner: str, now: float) -> _Bucket:
+        if now - self._swept > 1:  # a full one is as good as none
+            self._owned = {each: bucket for each, bucket in self._owned.items() if bucket.fill(now) < bucket.most}
+            self._swept = now
+        if (own := self._owned.get(owner)) is None:
+            own = self._owned[owner] = _Bucket(self._rate, self._most, now)
+        return own
 
 
 class Rate:
@@ -112,9 +128,8 @@ class Rate:
     def __init__(self, most: int, most_per_owner: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self.most_per_owner, self._clock = most, most_per_owner, clock
         self.refused = 0
-        self._all = _Bucket(most, clock())
-        self._owned: dict[str, _Bucket] = {}
-        self._swept = clock()
+        self._all = _Bucket(most, most, clock())
+        self._buckets = _Buckets(most_per_owner, most_per_owner, clock())
 
     def pass_(self, owner: str) -> None:
         """Let one more pass.
@@ -122,11 +137,7 @@ class Rate:
         :raises KvmError: RATE_LIMIT.
         """
         now = self._clock()
-        if now - self._swept > 1:
-            self._sweep(now)
-        own = self._owned.get(owner)
-        if own is None:
-            own = self._owned[owner] = _Bucket(self.most_per_owner, now)
+        own = self._buckets.of(owner, now)
         for bucket, whose, key in ((own, f" of {owner}", f"{self.name}_per_uid"), (self._all, "", self.name)):
             if bucket.fill(now) < 1:
                 self.refused += 1
@@ -135,10 +146,39 @@ class Rate:
         own.left -= 1
         self._all.left -= 1
 
-    def _sweep(self, now: float) -> None:
-        """Forget who has not called for a second: their buckets are full."""
-        self._owned = {owner: bucket for owner, bucket in self._owned.items() if bucket.fill(now) < bucket.rate}
-        self._swept = now
+
+class Flow:
+    """How many bytes may come from each owner in a second; who sends faster is not refused, but read from later.
+
+    What is in them is known only once they have been parsed, which is what costs: frames of HTTP/2 that are no call.
+    A quarter of a second's worth may come at once. Refused calls count as well, or to be refused would be for free.
+
+    :ivar waits: how often somebody had to wait.
+    """
+
+    name = "received_bytes_per_second"
+    _BURST = 0.25
+    _REFUSALS = 64  # that use up what may come in a second
+
+    def __init__(self, most_per_owner: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most_per_owner, self._clock = most_per_owner, clock
+        self.waits = 0
+        self._buckets = _Buckets(most_per_owner, most_per_owner * self._BURST, clock())
+
+    def came(self, owner: str, amount: float) -> float:
+        """Count bytes that have come; for how many seconds no more may."""
+        now = self._clock()
+        own = self._buckets.of(owner, now)
+        own.left = own.fill(now) - amount
+        if own.left >= 0:
+            return 0.0
+        self.waits += 1
+        return -own.left / own.rate
+
+    def refused(self, owner: str) -> None:
+        """Count a call that was one too many; an owner waits for a second at most because of such calls."""
+        own = self._buckets.of(owner, now := self._clock())
+        own.left = max(own.fill(now) - own.rate / self._REFUSALS, min(own.left, -own.rate))
 
 
 # Of each quota the two keys, the reason, and what the error says.
@@ -153,7 +193,7 @@ _TABLE = {
 
 
 class Quotas:
-    """All quotas of a daemon, by name, and the rate of calls."""
+    """All quotas of a daemon, by name, the rate of calls, and the flow of what clients send."""
 
     def __init__(self, settings: Limits) -> None:
         self.all = {
@@ -161,6 +201,7 @@ class Quotas:
             for name, (key, per_owner, reason, told) in _TABLE.items()
         }
         self.rate = Rate(settings.calls_per_second, settings.calls_per_second_per_uid)
+        self.flow = Flow(settings.received_bytes_per_second_per_uid)
 
     def __getitem__(self, name: str) -> Quota:
         return self.all[name]

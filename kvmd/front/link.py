@@ -24,19 +24,23 @@ class Link:
     Owns both sockets and the pidfd. Whoever ends it does so by :meth:`Connection.close`, whose callbacks do the rest.
     """
 
-    __slots__ = ("_client", "_connection", "_grpc", "_loop", "_patience", "_pidfd", "_pumps", "_timer", "_watch")
+    __slots__ = (
+        "_client", "_connection", "_grpc", "_loop", "_patience", "_pidfd", "_pumps", "_timer", "_toll", "_watch"
+    )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a link is made of
         self,
         connection: Connection,
         client: socket.socket | TlsStream,
         pidfd: int | None,
         watch: HangupWatch,
         patience: float,
+        toll: Callable[[int], float] | None = None,
     ) -> None:
         """Take over the client's socket and pidfd; nothing is relayed before :meth:`open`.
 
         :param patience: seconds that a client may leave what there is for it untouched.
+        :param toll: of what the client sends: see :class:`~kvmd.front.pump.Pump`.
         :raises OSError: no descriptor, or no memory, for another socket.
         """
         self._loop = asyncio.get_running_loop()
@@ -45,6 +49,7 @@ class Link:
         self._pidfd = pidfd
         self._watch = watch
         self._patience = patience
+        self._toll = toll
         self._timer: asyncio.TimerHandle | None = None
         self._pumps: tuple[Pump, ...] = ()
         self._grpc = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -74,7 +79,7 @@ class Link:
                 raise
             self._timer = self._loop.call_later(_RETRY, self._reconnect, private_path, attempts - 1)
             return
-        inward = Pump(self._client, self._grpc, self._ended)
+        inward = Pump(self._client, self._grpc, self._ended, toll=self._toll)
         outward = Pump(self._grpc, self._client, self._ended, self._waiting)
         self._pumps = (inward, outward)
         for pump in self._pumps:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from kvmd.front.tls import TlsStream
 
 BUFFER = 256 * 1024
+_SIP = 16 * 1024  # of what is paid for, so that nobody waits behind much of anybody else's
 _shared = memoryview(bytearray(BUFFER))
 
 
@@ -27,7 +28,10 @@ class Pump:
     :ivar progress: the loop's time at which the target last took something, while :attr:`waiting`.
     """
 
-    __slots__ = ("_held", "_loop", "_on_end", "_on_wait", "_started", "broken", "ended", "progress", "source", "target")
+    __slots__ = (
+        "_held", "_loop", "_on_end", "_on_wait", "_rest", "_sip", "_started", "_toll",
+        "broken", "ended", "progress", "source", "target",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -35,17 +39,24 @@ class Pump:
         target: socket.socket | TlsStream,
         on_end: Callable[[Pump], None],
         on_wait: Callable[[], None] | None = None,
+        toll: Callable[[int], float] | None = None,
     ) -> None:
         """Make a pump.
 
         :param on_end: called once with the pump, after the source's end or a failure of either socket.
         :param on_wait: called whenever the target stops taking what there is.
+        :param toll: called with the length of what has come; says for how many seconds no more is read.
         """
         self._loop = asyncio.get_running_loop()
         self.source = source
         self.target = target
         self._on_end = on_end
         self._on_wait = on_wait
+        self._toll = toll
+        # A TLS stream is read to its end: what it has decrypted, no event tells of.
+        whole = toll is None or isinstance(source, TlsStream)
+        self._sip = _shared if whole else _shared[:_SIP]
+        self._rest: asyncio.TimerHandle | None = None
         self._held: memoryview | None = None
         self.broken: socket.socket | TlsStream | None = None
         self.ended = False
@@ -72,6 +83,9 @@ class Pump:
     def stop(self) -> None:
         """Stop for good and drop what is held; a second call does nothing."""
         self._started = False
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
         if self._held is None:
             self._loop.remove_reader(self.source)
         else:
@@ -86,7 +100,7 @@ class Pump:
 
     def _readable(self) -> None:
         try:
-            count = self.source.recv_into(_shared)
+            count = self.source.recv_into(self._sip)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -96,8 +110,18 @@ class Pump:
             self._end()
             return
         sent = self._send(_shared[:count])
-        if sent is not None and sent < count:
+        if sent is None:
+            return
+        if sent < count:
             self._hold(_shared[sent:count])
+        if self._toll is not None and (seconds := self._toll(count)) > 0:
+            self._loop.remove_reader(self.source)
+            self._rest = self._loop.call_later(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        if self._held is None:
+            self._loop.add_reader(self.source, self._readable)
 
     def _send(self, data: memoryview) -> int | None:
         """Send what the target takes, perhaps nothing; None if it failed, and all is over."""
@@ -128,4 +152,5 @@ class Pump:
         if not self._held:
             self._held = None
             self._loop.remove_writer(self.target)
-            self._loop.add_reader(self.source, self._readable)
+            if self._rest is None:
+                self._loop.add_reader(self.source, self._readable)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from kvmd.access.limits import Quota
+from kvmd.access.limits import Flow, Quota
 from kvmd.errors import KvmError
 from kvmd.front.link import Link
 from kvmd.front.peer import Peer, credentials
@@ -45,6 +45,7 @@ class Front:
         private_path: str,
         quota: Quota,
         *,
+        flow: Flow | None = None,
         patience: float = 30.0,
         on_connect: Callable[[Connection], object] = lambda connection: None,
         own_pid: int = 0,
@@ -54,6 +55,7 @@ class Front:
         :param peers: the table that connections are entered into.
         :param private_path: where grpc listens, in a directory that only the daemon can enter.
         :param quota: of connections; each takes four descriptors.
+        :param flow: of what clients send; None: as much as they like.
         :param patience: seconds after which a client that takes nothing of what there is for it is cut.
         :param on_connect: is told of every client that has come in.
         :param own_pid: the process whose connections count as nobody's: the daemon's, which asks itself how it does.
@@ -62,6 +64,7 @@ class Front:
         self._peers = peers
         self._private_path = private_path
         self._quota = quota
+        self._flow = flow
         self._patience = patience
         self._on_connect = on_connect
         self._own_pid = own_pid
@@ -146,7 +149,7 @@ class Front:
             _close_fd(pidfd)
             raise
         try:
-            link = Link(connection, client, pidfd, self._watch, self._patience)
+            link = Link(connection, client, pidfd, self._watch, self._patience, self._toll(peer))
         except BaseException:
             _close_fd(pidfd)
             connection.close()
@@ -161,6 +164,9 @@ class Front:
 
     def _own(self, peer: Peer) -> bool:
         return peer.certificate is None and peer.pid == self._own_pid
+
+    def _toll(self, peer: Peer) -> Callable[[int], float] | None:
+        return None if self._flow is None or self._own(peer) else partial(self._flow.came, peer.identity)
 
     def _entered(self, peer: Peer, *, admin: bool) -> Connection:
         """A connection that counts as its owner's; one too many is let in for a moment, to be told so."""

@@ -97,10 +97,11 @@ class AdminService:
             )
             for quota in metrics.quotas.all.values()
         ]  # fmt: skip
-        rate = metrics.quotas.rate
-        limits.append(
-            pb.LimitRecord(name=rate.name, most=rate.most, most_per_owner=rate.most_per_owner, refused=rate.refused)
-        )
+        rate, flow = metrics.quotas.rate, metrics.quotas.flow
+        limits += [
+            pb.LimitRecord(name=rate.name, most=rate.most, most_per_owner=rate.most_per_owner, refused=rate.refused),
+            pb.LimitRecord(name=flow.name, most_per_owner=flow.most_per_owner, refused=flow.waits),
+        ]
         calls = [
             pb.CallRecord(method=method, status=status, count=each.count, seconds=each.seconds)
             for (method, status), each in sorted(metrics.calls.items())

@@ -91,10 +91,14 @@ class Guard(grpc.aio.ServerInterceptor):
         with ExitStack() as held:
             if connection.peer.pid != os.getpid():
                 owner = connection.peer.identity
-                self._quotas.rate.pass_(owner)
-                held.enter_context(self._quotas["calls"].held(owner))
-                if streams:
-                    held.enter_context(self._quotas["streams"].held(owner))
+                try:
+                    self._quotas.rate.pass_(owner)
+                    held.enter_context(self._quotas["calls"].held(owner))
+                    if streams:
+                        held.enter_context(self._quotas["streams"].held(owner))
+                except KvmError:
+                    self._quotas.flow.refused(owner)
+                    raise
             yield
 
     def _timeout(self, context: Context, streams: bool) -> asyncio.Timeout:

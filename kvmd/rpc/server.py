@@ -35,8 +35,13 @@ class Server:
         )
         # A client's grpc keeps calls beyond this back by itself: one with a single connection meets no CALL_LIMIT.
         options = [*_OPTIONS, ("grpc.max_concurrent_streams", limits.calls_per_uid)]
+        # A connection that does not begin as HTTP/2 does (preface, SETTINGS) is cut.
+        options.append(("grpc.server_handshake_timeout_ms", int(limits.stall * 1000)))
         # The guard counts calls once their headers have come; this bounds those whose haven't.
         most = 2 * limits.concurrent_calls
+        # Calls wait for the guard in one queue; where it is too long by grpc's default, any of them is cancelled.
+        queue = limits.connections * limits.calls_per_uid
+        options += [("grpc.server.max_pending_requests", queue), ("grpc.server.max_pending_requests_hard_limit", queue)]
         self._server = grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=most)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

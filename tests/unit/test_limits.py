@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmd.access.limits import Quotas, Rate
+from kvmd.access.limits import Flow, Quotas, Rate
 from kvmd.config import Limits
 from kvmd.errors import TABLE, KvmError, Reason
 
@@ -59,7 +59,7 @@ def test_every_limit_is_a_key_and_a_typed_refusal() -> None:
         assert set(quota.keys) <= keys
         assert TABLE[quota.reason].status == "RESOURCE_EXHAUSTED"
         assert quota.most_per_owner < quota.most, "one identity could use up what belongs to all"
-    assert {"calls_per_second", "calls_per_second_per_uid"} <= keys
+    assert {"calls_per_second", "calls_per_second_per_uid", "received_bytes_per_second_per_uid"} <= keys
     assert quotas.rate.most_per_owner < quotas.rate.most
 
 
@@ -101,5 +101,32 @@ def test_who_waits_may_go_on_and_is_forgotten_meanwhile() -> None:
     rate.pass_("uid:1")
     clock.now += 5
     rate.pass_("uid:3")
-    assert set(rate._owned) == {"uid:3"}
+    assert set(rate._buckets._owned) == {"uid:3"}
     assert rate.refused == 1
+
+
+@given(st.lists(st.tuples(OWNERS, st.integers(0, 300), st.floats(0, 0.5)), max_size=60))
+def test_a_flow_is_never_faster_than_its_limit(steps: list[tuple[str, int, float]]) -> None:
+    """Whoever waits as long as is said sends no more than a second's worth in a second, and a quarter at once."""
+    clock = Clock()
+    flow, began = Flow(100, clock), clock.now
+    sent: Counter[str] = Counter()
+    until: dict[str, float] = {}
+    for owner, amount, pause in steps:
+        clock.now = max(clock.now + pause, until.get(owner, 0.0))
+        assert sent[owner] <= 100 * (clock.now - began) + 25 + 1e-6
+        sent[owner] += amount
+        until[owner] = clock.now + flow.came(owner, amount)
+    assert flow.waits <= len(steps)
+
+
+def test_refused_calls_make_their_caller_wait_but_not_for_ever() -> None:
+    clock = Clock()
+    flow = Flow(6400, clock)
+    for _ in range(10):
+        flow.refused("uid:1")
+    assert flow.came("uid:1", 600) == 0.0
+    for _ in range(10_000):
+        flow.refused("uid:1")
+    assert flow.came("uid:1", 64) == pytest.approx(1.01)
+    assert flow.came("uid:2", 64) == 0.0

@@ -60,6 +60,8 @@ def test_every_limit_has_a_metric(metrics: Metrics) -> None:
     for name in ("connections", "descriptors", "workers", "calls", "streams", "inflight_bytes", "calls_per_second"):
         for metric in ("kvmd_limit_most", "kvmd_limit_most_per_owner", "kvmd_limit_refused_total"):
             assert (metric, name) in found
+    for metric in ("kvmd_limit_most_per_owner", "kvmd_limit_refused_total"):
+        assert (metric, "received_bytes_per_second") in found
 
 
 async def ask(path: str, request: bytes) -> bytes:

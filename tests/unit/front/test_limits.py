@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from kvmd.access.limits import Flow
 from kvmd.config import Limits
 from kvmd.errors import Reason
 from kvmd.front import relay
@@ -96,6 +97,42 @@ async def test_who_comes_in_is_told_of(bed, until):
     _, _, connection = await bed.upstream()
     await until(lambda: told == [connection])
     assert bed.quota.used == 1
+
+
+async def test_who_sends_too_fast_waits_and_nobody_else_does(bed, spawn, until):
+    """All that was sent comes in the end; what a client is sent is not held back; and who goes leaves nothing."""
+    bed.start(flow=Flow(400_000))
+    reader, writer = await bed.client()
+    up, down, connection = await bed.upstream()
+    writer.write(bytes(300_000))
+    start = time.monotonic()
+    down.write(bytes(300_000))
+    await asyncio.wait_for(reader.readexactly(300_000), 5)
+    assert time.monotonic() - start < 0.4
+    await asyncio.wait_for(up.readexactly(300_000), 5)
+    assert time.monotonic() - start > 0.4  # a quarter of a second's worth came at once
+    writer.write(bytes(1 << 20))
+    await until(lambda: bed.front._flow.waits > 20)
+    writer.transport.abort()
+    await until(lambda: connection.closed)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs uid 0")
+async def test_ones_connections_share_what_one_may_send(bed, spawn):
+    """And another user's don't."""
+    bed.start(flow=Flow(400_000))
+    process = spawn("sock.sendall(bytes(300_000)); sock.recv(1)", user=12345)
+    sides = [await bed.upstream()]
+    for _ in range(2):
+        _, writer = await bed.client()
+        writer.write(bytes(200_000))
+        sides.append(await bed.upstream())
+    start = time.monotonic()
+    for reader, _, _ in sides[1:]:
+        await asyncio.wait_for(reader.readexactly(200_000), 5)
+    assert time.monotonic() - start > 0.6
+    await asyncio.wait_for(sides[0][0].readexactly(300_000), 5)
+    process.kill()
 
 
 async def test_thousands_of_clients_leave_nothing(bed, fds, until):
