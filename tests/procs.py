@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -33,6 +34,11 @@ def workers(pid: int) -> set[int]:
         with contextlib.suppress(FileNotFoundError):
             found |= {int(word) for word in (task / "children").read_text().split()}
     return found
+
+
+def resident(pid: int) -> int:
+    """How much memory a process has, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from images import fixture
 from kvmd.v1 import kvm_service_pb2 as pb
 from kvmd.v1 import kvm_service_pb2_grpc as rpc
 from kvmd.v1 import memory_pb2
-from procs import descriptors, eventually, nothing_left, workers
+from procs import descriptors, eventually, nothing_left, resident, workers
 
 QEMU = fixture("qemu/vmcore.kdump")
 OPEN = pb.OpenRequest(corefile=str(QEMU.path))
@@ -123,17 +123,13 @@ def test_streams_that_nobody_reads() -> None:
         pid = daemon.process.pid
         banner(daemon)
 
-        def resident() -> int:
-            with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-                return int(file.read().split()[1]) * resource.getpagesize() >> 20
-
-        before = resident()
+        before = resident(pid)
         with nothing_left(pid), grpc.insecure_channel(daemon.target) as channel:
             stub = rpc.KvmServiceStub(channel)
             request = memory_pb2.ReadStreamRequest(descriptor=stub.Open(OPEN).descriptor, length=1 << 34, space=2)
             streams = [stub.ReadStream(request) for _ in range(200)]
             time.sleep(2)
-            assert resident() - before < 40 * 5
+            assert resident(pid) - before < 40 * 5 << 20
             for stream in streams:
                 stream.cancel()
         assert banner(daemon) == b"Linux version"
