@@ -126,6 +126,26 @@ def test_a_flood_of_handshakes(site: Site) -> None:
         said(daemon, "peer did not return a certificate")
 
 
+def test_who_sends_too_fast_is_read_from_later(site: Site) -> None:
+    """Each certificate for itself; all that was sent comes in, and the answer is right."""
+    limits = "[limits]\nreceived_bytes_per_second_per_uid = 65536"
+    bob = site.authority.issue("bob")
+    with (
+        remote_daemon(site.config(limits), [IMAGE.path.parent]) as (_, target),
+        site.connect(target) as client,
+        site.connect(target, bob) as other,
+        client.open(IMAGE.path) as kernel,
+    ):
+        began = time.monotonic()
+        answers = kernel.readv([(BANNER, 1)] * 8000)  # some 110 KB to ask for them
+        assert time.monotonic() - began > 1
+        assert {each.data for each in answers} == {b"L"}
+        began = time.monotonic()
+        with pytest.raises(libkvm.AccessError):
+            other.open(IMAGE.path)
+        assert time.monotonic() - began < 1
+
+
 def test_clients_that_stop_reading(site: Site) -> None:
     """Streams by the dozen that nobody reads hold up no one else."""
     files = [Path(site.keywords()[f"tls_{name}"]).read_bytes() for name in ("ca", "key", "cert")]
