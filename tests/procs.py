@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,15 @@ def nothing_left(pid: int) -> Iterator[None]:
     before = descriptors(pid)
     yield
     eventually(lambda: descriptors(pid) <= before, 3)
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A new directory that every user may enter; pytest's own are for its user alone."""
+    with tempfile.TemporaryDirectory(prefix="kvmd-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 def as_user(uid: int, code: str, *words: object, groups: tuple[int, ...] = ()) -> object:

@@ -28,7 +28,7 @@ from images import fixture
 from kvmd.v1 import kvm_service_pb2 as pb
 from kvmd.v1 import kvm_service_pb2_grpc as rpc
 from kvmd.v1 import memory_pb2
-from procs import eventually
+from procs import eventually, open_folder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become other users")
 
@@ -149,18 +149,16 @@ int main(int argc, char **argv)
 
 
 @pytest.fixture(scope="module")
-def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def helper() -> Iterator[Path]:
     """A program that everybody may run, not yet anybody's."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
-    folder = tmp_path_factory.mktemp("setuid")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    (folder / "helper.c").write_text(HELPER)
-    subprocess.run(["cc", "-o", folder / "helper", folder / "helper.c"], check=True)
-    if os.statvfs(folder).f_flag & os.ST_NOSUID:
-        pytest.skip("setuid programs count for nothing here")
-    return folder / "helper"
+    with open_folder() as folder:
+        (folder / "helper.c").write_text(HELPER)
+        subprocess.run(["cc", "-o", folder / "helper", folder / "helper.c"], check=True)
+        if os.statvfs(folder).f_flag & os.ST_NOSUID:
+            pytest.skip("setuid programs count for nothing here")
+        yield folder / "helper"
 
 
 @contextlib.contextmanager

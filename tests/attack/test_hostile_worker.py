@@ -23,7 +23,7 @@ from attempts import ATTEMPTS, Targets, program, told
 from daemon import Daemon, running_daemon
 from images import fixture
 from kvmd.worker.sandbox import worker_ids
-from procs import descriptors, eventually, workers
+from procs import descriptors, eventually, open_folder, workers
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers of x86-64")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -45,8 +45,6 @@ class World(NamedTuple):
 @contextlib.contextmanager
 def targets(folder: Path, uid: int) -> Iterator[Targets]:
     """Files, sockets and a process that any process of this user can reach."""
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
     (folder / "dumps").mkdir()
     folder.chmod(0o777)
     secret = folder / "secret"
@@ -79,12 +77,12 @@ def taken_over(daemon: Daemon, dump: Path, code: str) -> list[str | int]:
 
 
 @pytest.fixture(scope="module", params=[pytest.param("root's", marks=as_root), "a user's"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
     root = request.param == "root's"
-    folder = tmp_path_factory.mktemp("world")
     path = f"{os.environ.get('PYTHONPATH', '')}:{TAKEOVER}".lstrip(":")
     config = '[[policy]]\nsubjects = ["uid:0"]\nimages = ["dump:*"]\nverbs = ["*"]\n'
     with (
+        open_folder() as folder,
         targets(folder, worker_ids()[0] if root else USER) as there,
         running_daemon(
             [folder / "dumps", HONEST.path.parent],
@@ -112,12 +110,13 @@ def test_refused(world: World, answers: dict[str, str], name: str) -> None:
     assert answers[name] == (row.answer if world.root or not row.user else row.user)
 
 
-def test_what_is_refused_there_passes_elsewhere(tmp_path: Path) -> None:
+def test_what_is_refused_there_passes_elsewhere() -> None:
     """The same attempts on the same targets by a free process: else the test above would say little."""
     names = [name for name, row in ATTEMPTS.items() if row.passes]
     become = f"os.setgroups([]); os.setresgid(*[{USER}] * 3); os.setresuid(*[{USER}] * 3)\n" if ROOT else ""
     with contextlib.ExitStack() as stack:
-        there = stack.enter_context(targets(tmp_path, USER))
+        folder = stack.enter_context(open_folder())
+        there = stack.enter_context(targets(folder, USER))
         code = (
             "import ctypes, errno, json, os, socket, sys\n"
             + become
@@ -127,8 +126,8 @@ def test_what_is_refused_there_passes_elsewhere(tmp_path: Path) -> None:
         )
         run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
         for name in ("x", "s", "f"):
-            (tmp_path / name).unlink()
-        (tmp_path / "y").rmdir()
+            (folder / name).unlink()
+        (folder / "y").rmdir()
     assert {name: answer for name, answer in told(json.loads(run.stdout), names).items() if answer != "passed"} == {}
 
 

@@ -19,7 +19,7 @@ import libkvm
 from clients import connecting_as, relayed
 from daemon import Daemon, running_daemon
 from images import fixture
-from procs import nothing_left
+from procs import nothing_left, open_folder
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 
@@ -37,19 +37,17 @@ SECRET = "the secret that must not come out"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place() -> Iterator[Path]:
     """``crash`` is served; ``outside`` holds a secret, and a dump that the policy would allow if it were inside."""
-    place = tmp_path_factory.mktemp("paths")
-    for parent in (place, *place.parents[:2]):
-        parent.chmod(0o755)
-    for name in ("crash", "outside"):
-        (place / name).mkdir()
-    (place / "outside" / "secret").write_text(SECRET)
-    (place / "outside" / "secret").chmod(0o600)
-    (place / "outside" / "vmcore").write_bytes(fixture("micro/zlib").path.read_bytes())
-    (place / "outside" / "vmcore").chmod(0o600)
-    (place / "crash" / "vmcore").write_bytes(QEMU.path.read_bytes())
-    return place
+    with open_folder() as place:
+        for name in ("crash", "outside"):
+            (place / name).mkdir()
+        (place / "outside" / "secret").write_text(SECRET)
+        (place / "outside" / "secret").chmod(0o600)
+        (place / "outside" / "vmcore").write_bytes(fixture("micro/zlib").path.read_bytes())
+        (place / "outside" / "vmcore").chmod(0o600)
+        (place / "crash" / "vmcore").write_bytes(QEMU.path.read_bytes())
+        yield place
 
 
 @pytest.fixture(scope="module")
