@@ -82,6 +82,12 @@ class Image(Protocol):
         many bytes before it can.
         """
 
+    def read_into(self, address: int, into: memoryview, space: memory_pb2.AddressSpace) -> bool:
+        """Fill a buffer without a copy in between, where there is such a way, and all of it can be read.
+
+        :returns: whether it is filled; if not, :meth:`read` reads it, or says why it can't be read.
+        """
+
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
         """Look names up, one answer a name; module symbols included."""
 

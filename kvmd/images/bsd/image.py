@@ -68,6 +68,10 @@ class BsdImage:
         """See :class:`~kvmd.images.base.Image`."""
         return not self._netbsd and self._core.machine != _HOST
 
+    def read_into(self, address: int, into: memoryview, space: memory_pb2.AddressSpace) -> bool:
+        """See :class:`~kvmd.images.base.Image`."""
+        return False
+
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
         """See :class:`~kvmd.images.base.Image`."""
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:

@@ -13,7 +13,7 @@ from drgn import FaultError
 from kvmd.errors import Reason, error
 from kvmd.images.linux import elf
 from kvmd.images.linux.layout import PAGE
-from kvmd.images.linux.source import Source
+from kvmd.images.linux.source import DumpSource, Source
 
 
 class ElfLayout:
@@ -24,7 +24,7 @@ class ElfLayout:
 
     page_size = PAGE
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: DumpSource) -> None:
         self._source = source
         head = elf.header(source)
         if head.type != elf.ET_CORE:
@@ -87,6 +87,21 @@ class ElfLayout:
             address += len(part)
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, address: int, into: memoryview) -> bool:
+        """Fill a buffer with physical memory.
+
+        :returns: whether the file holds all of it.
+        """
+        while len(into):
+            start, end, offset = self._range(address) or (0, 0, None)
+            if offset is None:
+                return False
+            done = self._source.read_into(offset + address - start, into[: end - address])
+            if not done:
+                return False
+            address, into = address + done, into[done:]
+        return True
 
 
 def _flatten(loads: list[elf.Segment]) -> list[tuple[int, int, int | None]]:

@@ -98,6 +98,14 @@ class LinuxImage:
             return self._user.read(pid, address, length)
         raise error(Reason.BAD_ARGUMENT, f"{space} is no address space")
 
+    def read_into(self, address: int, into: memoryview, space: memory_pb2.AddressSpace) -> bool:
+        """See :class:`~kvmd.images.base.Image`."""
+        if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
+            return self._kernel.memory.physical_into(address, into)
+        if space in (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL):
+            return self._kernel.memory.kernel_into(address, into)
+        return False
+
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
         """See :class:`~kvmd.images.base.Image`.
 

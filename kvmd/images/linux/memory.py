@@ -38,6 +38,7 @@ class Memory:
         self._layout = dump.layout
         self._page = dump.layout.page_size
         self._live = dump.live
+        self._into = dump.into
         info = dump.vmcoreinfo
         self.tables: PageTables | None = None
         self._root = 0
@@ -59,6 +60,31 @@ class Memory:
         except (FaultError, ValueError) as e:
             raise self._blame(address, length, self._prog.read, self.explain) from e
         return data
+
+    def kernel_into(self, address: int, into: memoryview) -> bool:
+        """Fill a buffer with kernel virtual memory, if it is mapped by pages that are large to it.
+
+        drgn would ask for the same bytes through a call back into Python, and copy them twice more.
+
+        :returns: whether it is filled; if not, :meth:`kernel` will do it, or say why not.
+        """
+        while self._into is not None and len(into):
+            try:
+                place = self.translate(address)
+            except KvmError:
+                return False
+            size = min(len(into), place.length)
+            if (size < len(into) and size <= self._page) or not self.physical_into(place.physical, into[:size]):
+                return False
+            address, into = address + size, into[size:]
+        return self._into is not None
+
+    def physical_into(self, address: int, into: memoryview) -> bool:
+        """The same with physical memory."""
+        try:
+            return self._into is not None and self._into(address, into)
+        except KvmError:
+            return False
 
     def physical(self, address: int, length: int) -> bytes:
         """Read physical memory exactly.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from drgn import Architecture, FaultError, Platform, Program
 
@@ -21,7 +21,7 @@ from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.kdump import KdumpLayout
 from kvmd.images.linux.layout import Layout
 from kvmd.images.linux.prime import prime
-from kvmd.images.linux.source import FLAT_MAGIC, FileSource, FlatSource, Source
+from kvmd.images.linux.source import FLAT_MAGIC, DumpSource, FileSource, FlatSource, Source
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 prime()
@@ -47,6 +47,7 @@ class Dump:
     """An opened dump, or the running kernel's memory behind the same face.
 
     :ivar live: whether memory changes while it is read.
+    :ivar into: fills a buffer with physical memory, without drgn or a copy in between; None where there is no such way.
     """
 
     prog: Program
@@ -54,6 +55,7 @@ class Dump:
     vmcoreinfo: VmcoreInfo
     architecture: Architecture
     live: bool = False
+    into: Callable[[int, memoryview], bool] | None = None
 
 
 class _Guard:
@@ -96,10 +98,10 @@ def open_dump(file: File) -> Dump:
 
     :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, NO_VMCOREINFO, UNSUPPORTED_FORMAT, SOURCE_IO.
     """
-    raw: Source = FileSource(file.fd)
+    raw = FileSource(file.fd)
     flat = raw.read(0, len(FLAT_MAGIC)) == FLAT_MAGIC
     try:
-        source = FlatSource(raw) if flat else raw
+        source: DumpSource = FlatSource(raw) if flat else raw
         magic = source.read(0, 8)
         if magic.startswith(elf.MAGIC):
             return _open_elf(source)
@@ -129,12 +131,12 @@ def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, *, li
     return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture, live)
 
 
-def _open_elf(source: Source) -> Dump:
+def _open_elf(source: DumpSource) -> Dump:
     layout = ElfLayout(source)
     architecture = ARCHITECTURES.get(layout.machine)
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {layout.machine}, which is not supported")
-    return custom(architecture, layout, layout.read)
+    return replace(custom(architecture, layout, layout.read), into=layout.read_into)
 
 
 def _open_kdump(file: File, source: Source, flat: bool) -> Dump:

@@ -28,6 +28,13 @@ class Source(Protocol):
         """Read at most ``length`` bytes; fewer where the file ends or has a gap."""
 
 
+class DumpSource(Source, Protocol):
+    """The same, for all of a dump and not just its headers."""
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        """Fill the beginning of a buffer; answers how much, 0 where the file ends or has a gap."""
+
+
 class FileSource:
     """A file, by its descriptor (which stays the caller's)."""
 
@@ -54,6 +61,18 @@ class FileSource:
         except OSError as e:
             raise error(Reason.SOURCE_IO, f"read of the dump file failed: {e.strerror}", errno=e.errno) from e
         return data
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        """Read from the file, into a buffer.
+
+        :raises KvmError: SOURCE_IO.
+        """
+        if not 0 <= offset < self._size:
+            return 0
+        try:
+            return os.preadv(self._fd, [into], offset)
+        except OSError as e:
+            raise error(Reason.SOURCE_IO, f"read of the dump file failed: {e.strerror}", errno=e.errno) from e
 
 
 class FlatSource:
@@ -110,6 +129,12 @@ class FlatSource:
             offset += len(part)
             length -= len(part)
         return b"".join(parts)
+
+    def read_into(self, offset: int, into: memoryview) -> int:
+        """Read up to the next gap, into a buffer."""
+        data = self.read(offset, len(into))
+        into[: len(data)] = data
+        return len(data)
 
 
 def exact(source: Source, offset: int, length: int, what: str) -> bytes:

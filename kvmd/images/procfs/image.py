@@ -44,6 +44,10 @@ class ProcfsImage:
         """See :class:`~kvmd.images.base.Image`; only FreeBSD's dumps are."""
         return False
 
+    def read_into(self, address: int, into: memoryview, space: memory_pb2.AddressSpace) -> bool:
+        """See :class:`~kvmd.images.base.Image`."""
+        return False
+
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> NoReturn:
         """Refuse."""
         raise _no_files("kvm_uread" if space == memory_pb2.ADDRESS_SPACE_USER else "kvm_read")
