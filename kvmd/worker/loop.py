@@ -1,35 +1,61 @@
-"""The worker's request loop: read a frame, answer it, until the daemon closes the socket."""
+"""The worker's request loop: one request after the other, of the daemon and of clients of the fast path, in turn."""
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import sys
+import time
 import traceback
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files, Image
+from kvmd.worker.cache import PageCache
+from kvmd.worker.fast import Client, Reader
 from kvmd.worker.methods import METHODS
-from kvmd.worker.protocol import CURSOR, HEADER, MAX_FILES, MAX_PAYLOAD, Kind, Opened, OpenFrame, encode_error
+from kvmd.worker.protocol import (
+    CURSOR,
+    HEADER,
+    MAX_FILES,
+    MAX_PAYLOAD,
+    SIZE,
+    Kind,
+    Opened,
+    OpenFrame,
+    encode_error,
+)  # fmt: skip
 
 MAX_CURSORS = 256
 """The most streams that wait for their client at once."""
+MAX_CLIENTS = 128
+"""The most clients of the fast path; each takes two descriptors."""
+
+ALERT = 100e-6
+"""How long, in seconds, a client's next request is looked for before it is waited for."""
 
 OpenImage = Callable[[Files], Image]
 Answer = tuple[Kind, bytes]
 
 
 class Loop:
-    """Answers one daemon over one socket."""
+    """Answers one daemon over one socket, and clients that it sends over theirs."""
 
     def __init__(self, sock: socket.socket, open_image: OpenImage) -> None:
         self._sock = sock
         self._open_image = open_image
         self._image: Image | None = None
+        self._reader: Reader | None = None
         self._streams: dict[int, Iterator[bytes]] = {}
         self._numbers = count(1)
+        self._clients: dict[int, Client] = {}
+        self._jobs: deque[tuple[int, Iterator[None]]] = deque()
+        self._poll = select.poll()
+        self._alert = 0.0
 
     def run(self, protections: Sequence[str] = ()) -> None:
         """Serve until end of file, or until memory runs out.
@@ -37,23 +63,76 @@ class Loop:
         :param protections: what the process has given up, for the daemon's log.
         """
         self._send(Kind.READY, ", ".join(protections).encode())
-        while (request := self._receive()) is not None:
-            kind, payload, fds = request
-            failure: KvmError | None = None
-            try:
-                answer = self._answer(kind, payload, fds)
-            except KvmError as known:
-                failure = known
-            except MemoryError:
-                failure = error(Reason.WORKER_MEMORY, "the image needs more memory than limits.worker_memory allows")
-            except Exception:  # noqa: BLE001 - a fault of ours: told to the log, not to the client
-                traceback.print_exc(file=sys.stderr)
-                failure = error(Reason.INTERNAL, "internal error in the image's worker; the daemon's log has more")
-            if failure is not None:
-                answer = Kind.ERROR, encode_error(failure).SerializeToString()
-            self._send(*answer)
-            if failure is not None and failure.reason is Reason.WORKER_MEMORY:
-                return  # what is left after that can't be relied on
+        daemon = self._sock.fileno()
+        self._poll.register(daemon, select.POLLIN)
+        try:
+            while all(self._serve() if fd == daemon else self._take(fd) for fd in self._ready()):
+                # Each that has asked got its turn; small requests are answered by now.
+                if self._jobs:
+                    self._step(*self._jobs.popleft())
+        except MemoryError:  # of a client's request: what is left after that can't be relied on
+            sys.stderr.write("out of memory (limits.worker_memory)\n")
+        finally:
+            for client in self._clients.values():
+                client.close()
+
+    def _ready(self) -> list[int]:
+        """Wait for whoever asks; only look if there is something to do.
+
+        Who reads one thing after the other asks again at once, and to be woken takes several times as long as to look:
+        so after an answer to a client this looks for a little while.
+        """
+        while self._jobs or time.perf_counter() < self._alert:
+            ready = self._poll.poll(0)
+            if ready or self._jobs:
+                return [fd for fd, _ in ready]
+            os.sched_yield()
+        return [fd for fd, _ in self._poll.poll()]
+
+    def _take(self, fd: int) -> bool:
+        """Begin with a client's request: a small one is done with that."""
+        reader = self._reader
+        job = self._clients[fd].take(reader) if reader is not None else None
+        self._poll.unregister(fd)
+        if job is None:
+            self._clients.pop(fd).close()
+        else:
+            self._step(fd, job)
+        return True
+
+    def _step(self, fd: int, job: Iterator[None]) -> None:
+        """Do some of what a client has asked for; until all is done, nothing more is taken from it."""
+        try:
+            next(job)
+            self._jobs.append((fd, job))
+        except StopIteration:
+            self._poll.register(fd, select.POLLIN)
+        except OSError:
+            self._clients.pop(fd).close()
+        self._alert = time.perf_counter() + ALERT
+
+    def _serve(self) -> bool:
+        """Answer one frame of the daemon's.
+
+        :returns: whether to go on.
+        """
+        if (request := self._receive()) is None:
+            return False
+        failure: KvmError | None = None
+        try:
+            answer = self._answer(*request)
+        except KvmError as known:
+            failure = known
+        except MemoryError:
+            failure = error(Reason.WORKER_MEMORY, "the image needs more memory than limits.worker_memory allows")
+        except Exception:  # noqa: BLE001 - a fault of ours: told to the log, not to the client
+            traceback.print_exc(file=sys.stderr)
+            failure = error(Reason.INTERNAL, "internal error in the image's worker; the daemon's log has more")
+        if failure is not None:
+            answer = Kind.ERROR, encode_error(failure).SerializeToString()
+        self._send(*answer)
+        # After running out of memory, what is left can't be relied on.
+        return failure is None or failure.reason is not Reason.WORKER_MEMORY
 
     def _receive(self) -> tuple[Kind, bytes, list[int]] | None:
         """The next frame and its descriptors; None at end of file."""
@@ -72,16 +151,19 @@ class Loop:
         return (Kind(kind), payload, list(fds)) if len(payload) == length else None
 
     def _send(self, kind: Kind, payload: bytes) -> None:
-        header = HEADER.pack(kind, len(payload))
-        sent = self._sock.sendmsg([header, payload])
-        if sent < len(header) + len(payload):  # a signal came in between
-            self._sock.sendall((header + payload)[sent:])
+        # Not by sendmsg(2), which would let a worker that was taken over hand its files to a client (seccomp.py).
+        self._sock.sendall(HEADER.pack(kind, len(payload)))
+        self._sock.sendall(payload)
 
     def _answer(self, kind: Kind, payload: bytes, fds: list[int]) -> Answer:
         if kind is Kind.OPEN:
             return self._open(OpenFrame.decode(payload), fds)
         if kind is Kind.CALL:
             return self._call(payload)
+        if kind is Kind.GRANT:
+            return self._grant(fds)
+        if kind is Kind.CACHE:
+            return self._cache(payload, fds)
         (cursor,) = CURSOR.unpack(payload)
         if kind is Kind.NEXT:
             return self._pull(cursor, self._streams.pop(cursor))
@@ -96,7 +178,38 @@ class Loop:
         swap = tuple(file for role, file in opened if role == "swap")
         files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset)
         self._image = self._open_image(files)
+        self._reader = Reader(self._image)
         return Kind.RESULT, Opened(self._image.kernel_name(), self._image.foreign()).encode()
+
+    def _grant(self, fds: list[int]) -> Answer:
+        """Take a client on."""
+        if len(fds) != 2:  # the limit of open files cuts what comes in
+            for fd in fds:
+                os.close(fd)
+            raise error(Reason.WORKER_LIMIT, "the image's worker has too many files open")
+        sock, window = socket.socket(fileno=fds[0]), fds[1]
+        try:
+            if len(self._clients) >= MAX_CLIENTS:
+                raise error(Reason.WORKER_LIMIT, f"{MAX_CLIENTS} clients read this image directly", limit=MAX_CLIENTS)
+            client = Client(sock, window)
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            os.close(window)
+        self._clients[client.fileno()] = client
+        self._poll.register(client.fileno(), select.POLLIN)
+        return Kind.RESULT, b""
+
+    def _cache(self, payload: bytes, fds: list[int]) -> Answer:
+        """Keep pages there from now on, or nowhere."""
+        for fd in fds:
+            if self._reader is not None:
+                self._reader.cache = PageCache(fd, *SIZE.unpack(payload))
+            os.close(fd)
+        if not fds and self._reader is not None:
+            self._reader.cache = None
+        return Kind.RESULT, b""
 
     def _call(self, payload: bytes) -> Answer:
         method, _, request = payload.partition(b"\0")

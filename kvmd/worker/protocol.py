@@ -9,6 +9,8 @@ OPEN      JSON (:class:`OpenFrame`), descriptors along  RESULT (:class:`Opened`)
 CALL      method name, NUL, request message             RESULT, ITEM, END or ERROR
 NEXT      cursor, u32                                   ITEM, END or ERROR
 DROP      cursor, u32                                   END
+GRANT     socket and window of a client (kvmd.fast)     RESULT or ERROR
+CACHE     size of a page cache, u64; its memory, if any RESULT
 ========= ============================================= ==================================
 
 READY comes unasked, before all else, with the protections in force. RESULT
@@ -35,6 +37,7 @@ from kvmd.v1 import error_pb2
 
 HEADER = struct.Struct("<II")
 CURSOR = struct.Struct("<I")
+SIZE = struct.Struct("<Q")
 MAX_PAYLOAD = 64 << 20
 """The longest payload either side accepts."""
 WRITABLE = "writable"
@@ -55,6 +58,8 @@ class Kind(IntEnum):
     ITEM = 7
     END = 8
     ERROR = 9
+    GRANT = 10
+    CACHE = 11
 
 
 MOST_ANSWER = {Kind.READY: 4 << 10, Kind.RESULT: 24 << 20, Kind.ITEM: 8 << 20, Kind.END: 0, Kind.ERROR: 64 << 10}

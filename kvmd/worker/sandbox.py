@@ -90,7 +90,7 @@ class SandboxLimits:
     memory: int = 1 << 30
     address_space: int | None = None
     cpu: int | None = None
-    files: int = 256
+    files: int = 1024
     threads: int = 1024
     writable: bool = False
     uid: int | None = None

@@ -2,7 +2,8 @@
 
 Found with strace(1) on CPython 3.11 with drgn 0.3 and libkdumpfile reading dumps and DWARF, and from the
 manual pages for what other versions of libc use. Nothing here opens a file, makes a socket, starts a program,
-or reaches another process; but for a worker that reads /proc, which may open files, to read them only.
+or reaches another process; but for a worker that reads /proc, which may open files, to read them only. There is no
+sendmsg(2): nobody is handed a descriptor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "setitimer": (38, 103),
     "getpid": (39, 172),
     "recvfrom": (45, 207),
-    "sendmsg": (46, 211),
     "recvmsg": (47, 212),
     "shutdown": (48, 210),
     "getsockname": (51, 204),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -12,12 +13,14 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from kvmd.errors import Reason, error
+from kvmd.fast import ANSWER, HALF, ONE, PAGE, WINDOW, cache_size
 from kvmd.images.base import Files
 from kvmd.images.base import Kind as ImageKind
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
-from kvmd.worker.loop import MAX_CURSORS, Loop
+from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS, Loop
 from kvmd.worker.methods import METHODS
-from kvmd.worker.protocol import CURSOR, HEADER, Kind, OpenFrame, decode_error, frame
+from kvmd.worker.protocol import CURSOR, HEADER, SIZE, Kind, OpenFrame, decode_error, frame
+from procs import eventually
 
 LENGTH = 3 << 20
 FRAME = OpenFrame(ImageKind.LIVE, (("core", "/c"), ("kallsyms", "/k"), ("exec", "/e")), True)
@@ -38,13 +41,16 @@ class Memory:
     def info(self) -> image_pb2.Info:
         raise ZeroDivisionError("secret detail")
 
-    def read(self, address: int, length: int, space: int, pid: int) -> bytes:
+    def read(self, address: int, length: int, space: int, pid: int = 0) -> bytes:
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
             raise MemoryError
         if address + length > LENGTH:
             readable = max(0, LENGTH - address)
             raise error(Reason.NOT_MAPPED, "not mapped", address=LENGTH, readable=readable)
         return bytes(n % 251 for n in range(address, address + length))
+
+    def read_into(self, address: int, into: memoryview, space: int) -> bool:
+        return False
 
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
         return [symbol_pb2.Symbol(name=name, found=name == "here") for name in names]
@@ -231,3 +237,123 @@ def test_methods_are_those_of_the_wire() -> None:
     from kvmd.rpc.calls import CALLS
 
     assert set(METHODS) == {"Write", "Digest", *CALLS}
+
+
+def read_request(address: int, length: int, half: int = 0) -> bytes:
+    return ONE.pack(7, memory_pb2.ADDRESS_SPACE_KERNEL, half, 0, 0, address, length)
+
+
+def pattern(address: int, length: int) -> bytes:
+    return bytes(n % 251 for n in range(address, address + length))
+
+
+def grant(daemon: Daemon) -> tuple[socket.socket, int]:
+    """A client of the loop's: its socket and its window."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    window = os.memfd_create("window")
+    os.ftruncate(window, WINDOW)
+    with theirs:
+        assert daemon.ask(Kind.GRANT, fds=[theirs.fileno(), window]) == (Kind.RESULT, b"")
+    ours.settimeout(10)
+    return ours, window
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[tuple[socket.socket, int]]:
+    sock, window = grant(daemon)
+    yield sock, window
+    sock.close()
+    os.close(window)
+
+
+def test_a_client_is_answered_beside_the_daemon(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    sock, window = client
+    for at in range(5):
+        sock.send(read_request(at, 8))
+        assert sock.recv(1 << 16)[ANSWER.size :] == pattern(at, 8)
+        assert daemon.call("Nlist", symbol_pb2.NlistRequest())[0] is Kind.RESULT
+    sock.send(read_request(3, 300_000, half=1))
+    assert ANSWER.unpack(sock.recv(1 << 16)) == (7, 0, 300_000, 0)
+    assert os.pread(window, 300_000, HALF) == pattern(3, 300_000)
+
+
+def test_small_reads_do_not_wait_for_large_ones(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    """Many clients read all they can at once; one of small reads is answered long before they are."""
+    others = [grant(daemon) for _ in range(8)]
+    for other, _ in others:
+        other.send(read_request(0, HALF))
+    client[0].send(read_request(5, 8))
+    assert client[0].recv(100)[ANSWER.size :] == pattern(5, 8)
+    waiting = sum(not _answered(other) for other, _ in others)
+    assert waiting >= 6
+    for other, window in others:
+        assert ANSWER.unpack(other.recv(100)) == (7, 0, HALF, 0)
+        other.close()
+        os.close(window)
+
+
+def _answered(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def test_garbage_ends_its_client_alone(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    bad, window = grant(daemon)
+    bad.send(b"garbage")
+    assert bad.recv(1) == b""
+    bad.close()
+    os.close(window)
+    client[0].send(read_request(1, 8))
+    assert client[0].recv(100)[ANSWER.size :] == pattern(1, 8)
+
+
+def test_a_client_that_goes_in_the_middle(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    other, window = grant(daemon)
+    other.send(read_request(0, HALF))
+    other.close()
+    os.close(window)
+    client[0].send(read_request(1, 8))
+    assert client[0].recv(100)[ANSWER.size :] == pattern(1, 8)
+    assert daemon.call("Nlist", symbol_pb2.NlistRequest())[0] is Kind.RESULT
+
+
+def test_clients_are_limited_and_leave_nothing(daemon: Daemon) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    clients = [grant(daemon) for _ in range(MAX_CLIENTS)]
+    with socket.socket() as sock, open("/dev/null", "rb") as null:
+        assert reason(daemon.ask(Kind.GRANT, fds=[sock.fileno(), null.fileno()])) is Reason.WORKER_LIMIT
+        assert reason(daemon.ask(Kind.GRANT, fds=[sock.fileno()])) is Reason.WORKER_LIMIT
+    for sock, window in clients:
+        sock.close()
+        os.close(window)
+    for _ in range(3):  # rounds in which it meets the ends of all of them
+        assert daemon.call("Nlist", symbol_pb2.NlistRequest())[0] is Kind.RESULT
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, 5)
+
+
+def test_pages_are_kept_where_the_daemon_says(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    sock, _ = client
+    size = cache_size(512)
+
+    def slot() -> int:
+        sock.send(read_request(PAGE + 8, 8))
+        answer = sock.recv(100)
+        assert answer[ANSWER.size :] == pattern(PAGE + 8, 8)
+        return ANSWER.unpack_from(answer)[3]
+
+    assert slot() == 0
+    for _ in range(2):
+        memory = os.memfd_create("cache")
+        os.ftruncate(memory, size)
+        assert daemon.ask(Kind.CACHE, SIZE.pack(size), [memory]) == (Kind.RESULT, b"")
+        place = 512 * 8 + (slot() - 1) * PAGE
+        assert os.pread(memory, PAGE, place) == pattern(PAGE, PAGE)
+        os.close(memory)
+    assert daemon.ask(Kind.CACHE, SIZE.pack(0)) == (Kind.RESULT, b"")
+    assert slot() == 0
+
+
+def test_out_of_memory_for_a_client_ends_the_worker(daemon: Daemon, client: tuple[socket.socket, int]) -> None:
+    client[0].send(ONE.pack(1, memory_pb2.ADDRESS_SPACE_PHYSICAL, 0, 0, 0, 0, 8))
+    daemon.thread.join(10)
+    assert not daemon.thread.is_alive()
+    assert client[0].recv(1) == b""

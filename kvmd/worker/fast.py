@@ -1,0 +1,196 @@
+"""The worker's end of the fast path (:mod:`kvmd.fast`): answers clients directly, each over a socket of its own.
+
+What a client sends is hostile. Whatever it does costs its own socket: a request that is none, and an answer that it
+doesn't take, end it. Nothing here waits for a client.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import cast
+
+from kvmd.errors import KvmError
+from kvmd.fast import ANSWER, COUNTS, HALF, INLINE, MOST_REQUEST, NOTES, PAGE, RANGE, REQUEST, WINDOW
+from kvmd.images.base import Image
+from kvmd.v1 import memory_pb2
+from kvmd.worker.cache import PageCache
+
+_KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
+STEP = 256 << 10
+"""After so many bytes of one request, others get their turn."""
+PIECE = 2 << 10
+"""What the reading of a piece counts for itself, in bytes."""
+_BUFFER = memoryview(bytearray(MOST_REQUEST + 1))
+_SPACES = len(memory_pb2.AddressSpace.values())
+
+
+class RequestError(Exception):
+    """A client has sent what is no request."""
+
+
+class Reader:
+    """Reads of one image, for any client.
+
+    :ivar cache: the pages that have been read; None where nothing is kept: of the running kernel.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.cache: PageCache | None = None
+
+    def small(self, address: int, length: int) -> tuple[bytes | memoryview, int]:
+        """Read kernel memory within a page, through the cache.
+
+        :returns: the bytes, and one more than the page's slot; 0 if the page is in none.
+        """
+        page, inside = address >> 12, address % PAGE
+        if self.cache is None or not page:
+            return self._image.read(address, length, memory_pb2.ADDRESS_SPACE_KERNEL), 0
+        slot = self.cache.find(page)
+        if slot is None:
+            try:
+                data = self._image.read(address - inside, PAGE, memory_pb2.ADDRESS_SPACE_KERNEL)
+            except KvmError:  # a part of it may be there
+                return self._image.read(address, length, memory_pb2.ADDRESS_SPACE_KERNEL), 0
+            slot = self.cache.put(page, data)
+        return self.cache.data(slot)[inside : inside + length], slot + 1
+
+    def fill(self, address: int, into: memoryview, space: int, pid: int) -> int:
+        """Read memory of any kind into a buffer.
+
+        :returns: one more than the slot of the page that it came from, 0 if it is in none, or several.
+        """
+        length, slot = len(into), 0
+        kernel = space in _KERNEL
+        if kernel and 0 < length <= PAGE - address % PAGE:
+            into[:], slot = self.small(address, length)
+            return slot
+        wire = cast("memory_pb2.AddressSpace", space)
+        if length <= PAGE or not self._image.read_into(address, into, wire):
+            into[:] = self._image.read(address, length, wire, pid)
+        if kernel and self.cache is not None:
+            self.cache.fill(address, into)
+        return 0
+
+
+class Client:
+    """One client: its socket, which this owns, and its window.
+
+    :raises OSError: the window can't be mapped.
+    """
+
+    def __init__(self, sock: socket.socket, window: int) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+        self._window = memoryview(mmap.mmap(window, WINDOW))
+        self._requests = self._bytes = 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Let the client go."""
+        self._sock.close()
+
+    def take(self, reader: Reader) -> Iterator[None] | None:
+        """Take one request, and begin with it.
+
+        :returns: what is left to do, a step at a time; None if the client has gone, or is none.
+        """
+        try:
+            # Not into a new buffer: to make room for the longest, and to give it back, takes longer than all else.
+            length = self._sock.recv_into(_BUFFER)
+            return self._work(reader, *_understood(_BUFFER[:length])) if length else None
+        except (OSError, RequestError):
+            return None
+
+    def _work(  # noqa: PLR0913, PLR0917 - what a request is
+        self, reader: Reader, number: int, half: int, ranges: list[tuple[int, int]], space: int, pid: int
+    ) -> Iterator[None]:
+        """Read, and answer.
+
+        :raises OSError: the client has gone, or doesn't take its answers.
+        """
+        total, size, slot, step = sum(length for _, length in ranges), 0, 0, 0
+        # What is too long for a message goes where it belongs at once.
+        whole = self._window[half * HALF :] if total > INLINE else memoryview(bytearray(total))
+        failed: list[int] = []
+        if total > INLINE:
+            yield  # small requests go first
+        for index, (address, length) in enumerate(ranges):
+            for at, count in _pieces(address, length):
+                found = _tried(reader, address + at, whole[size + at : size + at + count], space, pid)
+                if found is None:
+                    failed.append(index)
+                    break
+                slot, step = found, step + count + PIECE
+                if step >= STEP:
+                    step = 0
+                    yield
+            else:
+                size += length
+        self._count(size)
+        head = ANSWER.pack(number, len(failed), size, slot if len(ranges) == 1 else 0)
+        answer = head + struct.pack(f"<{len(failed)}I", *failed) + (whole[:size] if size <= INLINE else b"")
+        if self._sock.send(answer) != len(answer):
+            raise BlockingIOError
+
+    def _count(self, size: int) -> None:
+        """Put on view for the daemon, which can't see what goes by here."""
+        self._requests += 1
+        self._bytes += size
+        COUNTS.pack_into(self._window, NOTES, self._requests, self._bytes)
+
+
+def _pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
+    """Cut a range into offsets and lengths, at the ends of pages; one of nothing is one of nothing."""
+    at = 0
+    while True:
+        count = min(length - at, STEP - (address + at) % PAGE)
+        yield at, count
+        at += count
+        if at >= length:
+            return
+
+
+def _tried(reader: Reader, address: int, into: memoryview, space: int, pid: int) -> int | None:
+    """Fill a buffer.
+
+    :returns: one more than the slot of the page, 0 if it is in none; None if the memory can't be read.
+    """
+    try:
+        return reader.fill(address, into, space, pid)
+    except KvmError:
+        return None
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a fault of ours: told to the log, as for the daemon's calls
+        traceback.print_exc(file=sys.stderr)
+        return None
+
+
+def _understood(request: memoryview) -> tuple[int, int, list[tuple[int, int]], int, int]:
+    """Take a request apart.
+
+    :raises RequestError: it is none.
+    """
+    rest = len(request) - REQUEST.size
+    if rest <= 0 or rest % RANGE.size or len(request) > MOST_REQUEST:
+        raise RequestError("length")
+    number, space, half, zero, pid = REQUEST.unpack_from(request)
+    if space >= _SPACES or half > 1 or zero:
+        raise RequestError("header")
+    ranges = [RANGE.unpack_from(request, REQUEST.size)] if rest == RANGE.size else _ranges(request)
+    if sum(length for _, length in ranges) > HALF:
+        raise RequestError("size")
+    return number, half, ranges, space, pid
+
+
+def _ranges(request: memoryview) -> list[tuple[int, int]]:
+    return list(RANGE.iter_unpack(request[REQUEST.size :]))
