@@ -22,6 +22,8 @@ from kvmd.front.certificates import TlsFiles
 DEFAULT_PATH = "/etc/kvmd/kvmd.toml"
 DEFAULT_SOCKET = "/run/kvmd/kvmd.sock"
 
+_MOST_PAGES = 2 << 30  # what a worker's address space has room for, beside its own memory and the dump
+
 Section = TypeVar("Section")
 
 
@@ -115,6 +117,9 @@ class Limits:
     # Those of them that answer with a stream.
     streams: int = 512
     streams_per_uid: int = 64
+    # Descriptors that are read directly, each with a window of 2 MiB.
+    direct: int = 1024
+    direct_per_uid: int = 64
     # Of answers that their clients have not taken yet.
     inflight_bytes: int = 1 << 30
     inflight_bytes_per_uid: int = 256 << 20
@@ -126,6 +131,8 @@ class Limits:
     worker_memory: int = 4 << 30
     # Its processor time, in all its life.
     worker_cpu: int = 3600
+    # What the pages of a dump that are kept for direct reads may take, for each worker; 0: none are kept.
+    page_cache: int = 256 << 20
     # The longest a worker may take for one step of a call before it is killed.
     worker_timeout: float = 30.0
     # How long a worker stays after its last descriptor was closed.
@@ -143,9 +150,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name in ("worker_linger", "lease") else 1
+            least = 0 if item.name in ("worker_linger", "lease", "page_cache") else 1
             if not least <= getattr(self, item.name) < math.inf:  # which nan isn't, either
                 raise ValueError(f"{item.name}: must be at least {least} and finite")
+        if self.page_cache > _MOST_PAGES:
+            raise ValueError(f"page_cache: must be at most {_MOST_PAGES}")
 
 
 @dataclass(frozen=True, slots=True)

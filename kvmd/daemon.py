@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import stat
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -14,7 +15,10 @@ from kvmd.access.audit import Audit
 from kvmd.access.limits import Quotas
 from kvmd.access.sinks import chosen
 from kvmd.config import Config, ConfigError, load
+from kvmd.direct import Direct
 from kvmd.exposition import serving
+from kvmd.fast import SUFFIX
+from kvmd.front.door import Door
 from kvmd.front.listener import bind_tcp, bind_unix, inherited_sockets, tcp_name, unlink_socket
 from kvmd.front.lock import InstanceLock, ListenError, check_path
 from kvmd.front.peers import Peers
@@ -22,6 +26,7 @@ from kvmd.front.private import private_directory
 from kvmd.front.refusals import Refusals
 from kvmd.front.relay import Front
 from kvmd.front.remote import Remote
+from kvmd.grants import Grants
 from kvmd.handles.pool import Pool
 from kvmd.handles.process import Bounds
 from kvmd.handles.table import Table
@@ -58,7 +63,8 @@ class Daemon:
         self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger)
         self._table = table = Table(quotas["descriptors"])
         opener = Opener(config.dumps.directories, config.dumps.kernels)
-        self._sessions = Sessions(opener, table, self._pool, self._audit, _rules(config), limits.lease)
+        self._grants = Grants(quotas["direct"], limits.page_cache)
+        self._sessions = Sessions(opener, table, self._pool, self._audit, self._grants, _rules(config), limits.lease)
         self._remote: Remote | None = None
         self._metrics = Metrics(quotas, self._pool, self._audit)
 
@@ -79,7 +85,9 @@ class Daemon:
         private = stack.enter_context(private_directory(path))
         self._pool.prepare()
         stack.push_async_callback(self._pool.close)
-        server = Server(self._peers, self._sessions, self._metrics, limits)
+        stack.callback(self._grants.close)
+        direct = Direct(self._sessions, self._grants)
+        server = Server(self._peers, self._sessions, direct, self._metrics, limits)
         await server.start(private)
         stack.push_async_callback(server.stop, 0)
         front = Front(
@@ -95,6 +103,7 @@ class Daemon:
         await server.self_test(own.getsockname())
         for sock in sockets:
             front.serve(sock)
+        self._open_door(direct, sockets[0].getsockname(), lock, stack)
         if (admin := self._admin(stack)) is not None:
             front.serve(admin, admin=True)
         for sock in doors:
@@ -119,7 +128,10 @@ class Daemon:
 
         The self-check is a call through the public socket. From here to the stop its answer can only be SERVING.
         """
-        tasks = [asyncio.ensure_future(feed(self._notify, partial(server.self_test, path)))]
+        tasks = [
+            asyncio.ensure_future(feed(self._notify, partial(server.self_test, path))),
+            asyncio.ensure_future(self._tally()),
+        ]
         if self._idle_exit is not None:
 
             def leave() -> None:
@@ -131,6 +143,12 @@ class Daemon:
         if self._remote is not None:
             tasks.append(asyncio.ensure_future(self._remote.watch(self._peers)))
         return tasks
+
+    async def _tally(self) -> None:
+        """Take note of what is read directly, about as often as it is put on the record when it is much."""
+        while True:
+            await asyncio.sleep(1)
+            self._sessions.tally()
 
     def _doors(self, inherited: list[socket.socket], front: Front, stack: AsyncExitStack) -> list[socket.socket]:
         """The TCP sockets, if there are any, and who minds them."""
@@ -162,6 +180,20 @@ class Daemon:
         stack.callback(unlink_socket, path, lock)
         return bind_unix(path, mode, lock)
 
+    def _open_door(self, direct: Direct, public: str, lock: InstanceLock, stack: AsyncExitStack) -> None:
+        """Open the fast path's socket to those who may use the public one; all else is served where that can't be."""
+        path = lock.path + SUFFIX
+        try:
+            like = os.stat(public)
+            mode, gid = stat.S_IMODE(like.st_mode), like.st_gid
+            listening = bind_unix(path, mode, lock, None if gid == os.getegid() else gid, socket.SOCK_SEQPACKET)
+        except (ListenError, OSError) as failure:
+            log.warning("there is no fast path: %s", failure)
+            return
+        stack.callback(unlink_socket, path, lock)
+        stack.callback(Door(listening, direct.redeem).close)
+        direct.door = path
+
     def _admin(self, stack: AsyncExitStack) -> socket.socket | None:
         """The admin service's socket, for root and the daemon's own user; None where there is to be none."""
         path = self._config.listen.admin_path
@@ -192,7 +224,7 @@ class Daemon:
             log.error("not reloaded, the policy stays as it was: %s", wrong)
             self._notify.ready(f"serving by the old policy, the new one is wrong: {wrong}")
             return
-        self._sessions.rules = rules
+        self._sessions.obey(rules)
         log.info("policy reloaded: %d rules", len(rules.policy.rules))
         self._notify.ready("serving")
 

@@ -14,17 +14,15 @@ from kvmd.access.audit import Audit, Reads, tag
 from kvmd.access.policy import Decision, Policy
 from kvmd.errors import AccessError, KvmError, Reason, SourceNotFoundError, error
 from kvmd.front.peers import Connection
+from kvmd.grants import Grants
 from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.process import RunAs
 from kvmd.handles.table import Descriptor, Table
 from kvmd.images.base import Kind
 from kvmd.opener import OpenedFile, Opener
 from kvmd.tasks import uncancelled
+from kvmd.wanted import PROCFS, Wanted, understood
 
-O_RDWR = 2
-KVM_NO_FILES = 0x80000000
-PROCFS = "procfs"
-"""The name of what KVM_NO_FILES opens."""
 PROCFS_ENVIRONMENTS = "procfs:environments"
 """The same, opened by a caller who may read any environment: the worker can, so the policy is asked again each time."""
 _NOBODY = RunAs(65534, 65534)
@@ -55,25 +53,6 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What an open asks for, once its flags have been understood.
-
-    :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.
-    """
-
-    kind: Kind
-    name: str
-    execfile: str | None = None
-    writable: bool = False
-    dump_offset: int | None = None
-
-    @property
-    def verbs(self) -> tuple[str, ...]:
-        """What the policy must allow."""
-        return ("info", "write") if self.writable else ("info",)
-
-
-@dataclass(frozen=True, slots=True)
 class _Gone:
     """What to do when a connection closes. Equal for the same connection, so that it is done once."""
 
@@ -88,23 +67,36 @@ class Sessions:
     """Descriptors and their callers."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - it is where they meet
-        self, opener: Opener, table: Table, pool: Pool, audit: Audit, rules: Rules, lease: float = 0.0
+        self,
+        opener: Opener,
+        table: Table,
+        pool: Pool,
+        audit: Audit,
+        grants: Grants,
+        rules: Rules,
+        lease: float = 0.0,
     ) -> None:
         """Bring them together.
 
         :param lease: for how many seconds the descriptors of a remote client outlive its connection.
         """
         self._opener, self._table, self._pool, self._audit, self.rules = opener, table, pool, audit, rules
+        self._grants = grants
         self._reads: dict[str, Reads] = {}
         self._lease = lease
         self._leaving: set[Connection] = set()
 
+    def obey(self, rules: Rules) -> None:
+        """Go by other rules from here on; what was granted by the old ones alone ends."""
+        self.rules = rules
+        self._grants.review(lambda peer, image: rules.policy.decide(peer, image, "read").allowed)
+
     def __iter__(self) -> Iterator[Descriptor]:
         return iter(self._table)
 
-    def note(self, event: str, caller: Connection, **facts: object) -> None:
-        """Put on the record what is no open, read, write or close."""
-        self._audit.record(event, caller.peer, **facts)
+    def note(self, event: str, caller: Connection, **facts: object) -> bool:
+        """Put on the record what is no open, read, write or close; answers as :meth:`Audit.record`."""
+        return self._audit.record(event, caller.peer, **facts)
 
     def connected(self, caller: Connection) -> None:
         """Put a connection on the record."""
@@ -130,7 +122,7 @@ class Sessions:
         if dump_offset is not None:
             facts["dump_offset"] = dump_offset
         with self._failures("open", caller, began, facts), ExitStack() as files:
-            wanted = _understood(execfile, corefile, swapfiles, flags, dump_offset)
+            wanted = understood(execfile, corefile, swapfiles, flags, dump_offset)
             self._check_writes(wanted)
             if wanted.kind is Kind.PROCFS:
                 wanted = replace(wanted, name=self._view(caller))
@@ -233,7 +225,14 @@ class Sessions:
             yield
         self._record("written", caller, began, facts, "OK")
 
-    def reads(self, caller: Connection, descriptor: Descriptor, count: int, ranges: Sequence[tuple[int, int]]) -> None:
+    def reads(
+        self,
+        caller: Connection,
+        descriptor: Descriptor,
+        count: int,
+        ranges: Sequence[tuple[int, int]],
+        calls: int = 1,
+    ) -> None:
         """Count what a descriptor gives out, and put it on the record once it is much.
 
         :param ranges: the (address, length) that were asked for.
@@ -241,9 +240,19 @@ class Sessions:
         reads = self._reads.get(descriptor.id)
         if reads is None:
             reads = self._reads[descriptor.id] = Reads()
-        reads.add(count, ranges)
+        reads.add(count, ranges, calls)
         if reads.bytes >= self.rules.read_bytes:
             self._put_reads(caller, descriptor, reads)
+
+    def tally(self) -> None:
+        """Count what was read directly since the last time."""
+        for descriptor in self._table:
+            self._tally(descriptor)
+
+    def _tally(self, descriptor: Descriptor) -> None:
+        calls, size = self._grants.counts(descriptor)
+        if calls:
+            self.reads(descriptor.connection, descriptor, size, (), calls)
 
     def _put_reads(self, caller: Connection, descriptor: Descriptor, reads: Reads) -> None:
         facts = {"image": descriptor.image, "descriptor": tag(descriptor.id)}
@@ -255,6 +264,8 @@ class Sessions:
 
     def _close(self, descriptor: Descriptor, caller: Connection) -> None:
         self._table.remove(descriptor)
+        self._grants.end(descriptor)
+        self._tally(descriptor)
         self._pool.release(descriptor.entry)
         if (reads := self._reads.pop(descriptor.id, None)) is not None and reads.calls:
             self._put_reads(caller, descriptor, reads)
@@ -336,23 +347,6 @@ class Sessions:
     ) -> bool:
         took = round(time.monotonic() - began, 6)
         return self._audit.record(event, caller.peer, **facts, **more, status=status, seconds=took)
-
-
-def _understood(
-    execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int, dump_offset: int | None = None
-) -> Wanted:
-    if flags & KVM_NO_FILES:  # wins over all other checks, as in NetBSD
-        return Wanted(Kind.PROCFS, PROCFS)
-    if flags & ~O_RDWR:
-        raise error(Reason.BAD_FLAGS, f"flags {flags:#x}: only O_RDONLY and O_RDWR are accepted", flags=f"{flags:#x}")
-    if swapfiles:
-        raise error(Reason.UNSUPPORTED, "swap images are not served by this version; leave swapfile out")
-    writable = bool(flags & O_RDWR)
-    if corefile in (None, "", "/proc/kcore"):
-        return Wanted(Kind.LIVE, "live", execfile, writable)
-    if corefile == "/dev/mem":
-        return Wanted(Kind.MEM, "live:mem", execfile, writable)
-    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset)  # never written, whatever the flags
 
 
 def _rights(caller: Connection, *, environments: bool) -> RunAs:

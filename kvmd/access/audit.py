@@ -78,7 +78,7 @@ class Audit:
         self.written = self.lost = 0
 
     def record(self, event: str, who: Who, **facts: object) -> bool:
-        """Write one record: ``event`` is connect, open, denied, read, write, written or close.
+        """Write one record: ``event`` is connect, open, grant, denied, read, write, written or close.
 
         :returns: whether whoever needs it may go on: it is written to every sink, or need not be. The log says why not.
         """
@@ -124,9 +124,9 @@ class Reads:
     _low: int | None = field(default=None)
     _high: int = 0
 
-    def add(self, count: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """Count one call's answer of so many bytes about these (address, length)."""
-        self.calls += 1
+    def add(self, count: int, ranges: Sequence[tuple[int, int]], calls: int = 1) -> None:
+        """Count one call's answer of so many bytes about these (address, length); of several, if they are not known."""
+        self.calls += calls
         self.bytes += count
         for address, length in ranges:
             self._low = address if self._low is None else min(self._low, address)

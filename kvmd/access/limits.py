@@ -188,6 +188,7 @@ _TABLE = {
     "workers": ("workers", "workers_per_uid", Reason.WORKER_LIMIT, "images are open"),
     "calls": ("concurrent_calls", "calls_per_uid", Reason.CALL_LIMIT, "calls are under way"),
     "streams": ("streams", "streams_per_uid", Reason.STREAM_LIMIT, "streams are under way"),
+    "direct": ("direct", "direct_per_uid", Reason.DESCRIPTOR_LIMIT, "descriptors are read directly"),
     "inflight_bytes": ("inflight_bytes", "inflight_bytes_per_uid", Reason.BYTES_LIMIT, "bytes wait to be taken"),
 }
 

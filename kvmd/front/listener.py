@@ -13,6 +13,7 @@ import stat
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+from kvmd.fast import SUFFIX
 from kvmd.front.lock import InstanceLock, ListenError, check_path, make_parent
 
 _BACKLOG = 1024
@@ -20,21 +21,24 @@ _LISTEN_FDS_START = 3
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 
 
-def bind_unix(path: str, mode: int, lock: InstanceLock, gid: int | None = None) -> socket.socket:
+def bind_unix(
+    path: str, mode: int, lock: InstanceLock, gid: int | None = None, kind: int = socket.SOCK_STREAM
+) -> socket.socket:
     """Bind and listen at ``path``; the file has ``mode`` from its first moment.
 
     :param mode: permission bits of the socket; a client needs write permission.
     :param lock: the path's lock, without which a stale socket can't be told from a starting instance's.
     :param gid: the group to give the socket to; until it has it, the mode counts for the daemon's own group.
+    :param kind: SOCK_STREAM or SOCK_SEQPACKET.
     :return: a non-blocking listening socket. Its file stays when it is closed: see :func:`unlink_socket`.
     :raises ListenError: the path is too long, taken, not a socket, or can't be made.
     """
-    check_path(path)
+    check_path(path.removesuffix(SUFFIX))  # which leaves room for it
     make_parent(path)
-    if not lock.held or lock.path != path:
+    if not lock.guards(path):
         raise ListenError(f"{path} can't be bound without its lock")
-    _remove_stale(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    _remove_stale(path, kind)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         # chmod after bind would leave a moment with the wrong mode; the umask counts within bind itself.
         umask = os.umask(0o777 & ~mode)
@@ -78,7 +82,7 @@ def tcp_name(address: tuple[str, int]) -> str:
 def unlink_socket(path: str, lock: InstanceLock) -> None:
     """Remove the file of a socket that :func:`bind_unix` made, on stop; only while the lock is still held."""
     with contextlib.suppress(OSError):
-        if lock.held and lock.path == path and stat.S_ISSOCK(os.lstat(path).st_mode):
+        if lock.guards(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
             os.unlink(path)
 
 
@@ -136,13 +140,13 @@ def _adopt(fd: int) -> socket.socket:
     return sock
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(path: str, kind: int) -> None:
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ListenError(f"{path} exists and is not a socket: remove it, or choose another path")
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
         code = probe.connect_ex(path)
     # The lock keeps other kvmds out; a socket of some other program may still be alive.
     if code != errno.ECONNREFUSED:

@@ -12,6 +12,8 @@ import os
 import stat
 from typing import Self
 
+from kvmd.fast import SUFFIX
+
 PRIVATE_SUFFIX = ".private"
 PRIVATE_NAME = "grpc"
 MAX_PATH = 107 - len(f"{PRIVATE_SUFFIX}/{PRIVATE_NAME}")
@@ -59,6 +61,10 @@ class InstanceLock:
         owner = os.pread(fd, 16, 0).strip()
         who = f" (process {owner.decode()})" if owner.isdigit() else ""
         return f"another kvmd{who} serves {self.path}: stop it, or choose another path"
+
+    def guards(self, path: str) -> bool:
+        """Whether a socket at this path is this instance's alone: the public one, or that of the fast path."""
+        return self.held and path.removesuffix(SUFFIX) == self.path
 
     @property
     def held(self) -> bool:

@@ -9,13 +9,24 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
-from kvmd.worker.protocol import CURSOR, HEADER, MOST_ANSWER, WRITABLE, Kind, Opened, OpenFrame, decode_error, frame
+from kvmd.worker.protocol import (
+    CURSOR,
+    HEADER,
+    MOST_ANSWER,
+    SIZE,
+    WRITABLE,
+    Kind,
+    Opened,
+    OpenFrame,
+    decode_error,
+    frame,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -273,6 +284,21 @@ class Worker:
             self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
             raise self.why() from None
         return Opened.decode(bytes(payload))
+
+    async def grant(self, sock: int, window: int) -> None:
+        """Give the worker a client of the fast path: a socket, and the window. Not to be cancelled.
+
+        :raises KvmError: WORKER_LIMIT.
+        """
+        await (await self._request(frame(Kind.GRANT), [sock, window]))
+
+    async def cache(self, fd: int | None, size: int) -> None:
+        """Give the worker memory to keep pages in, instead of what it has; None: none. Not to be cancelled."""
+        await (await self._request(frame(Kind.CACHE, SIZE.pack(size)), [] if fd is None else [fd]))
+
+    def when_ended(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` run once the process has ended."""
+        self._exit.add_done_callback(lambda _: callback())
 
     async def call(self, method: str, request: bytes) -> bytes:
         """A unary call: request message in, answer message out."""

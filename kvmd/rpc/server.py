@@ -8,6 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvmd.config import Limits
+from kvmd.direct import Direct
 from kvmd.front.peers import Peers
 from kvmd.metrics import Metrics
 from kvmd.rpc.admin import AdminService
@@ -29,7 +30,9 @@ _OPTIONS = [
 class Server:
     """KvmService, AdminService, health and reflection on a private socket."""
 
-    def __init__(self, peers: Peers, sessions: Sessions, metrics: Metrics, limits: Limits) -> None:
+    def __init__(
+        self, peers: Peers, sessions: Sessions, direct: Direct, metrics: Metrics, limits: Limits
+    ) -> None:
         guard = Guard(
             peers, metrics.quotas, metrics, call_deadline=limits.call_deadline, stream_deadline=limits.stream_deadline
         )
@@ -47,7 +50,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         admin = AdminService(peers, sessions, metrics)
-        self._server.add_generic_rpc_handlers((KvmService(sessions).handler(), admin.handler()))
+        self._server.add_generic_rpc_handlers((KvmService(sessions, direct).handler(), admin.handler()))
         self._path = ""
 
     async def start(self, path: str) -> None:

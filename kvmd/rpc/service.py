@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from kvmd.direct import Direct
 from kvmd.errors import KvmError, Reason
 from kvmd.handles.table import Descriptor
 from kvmd.rpc.calls import CALLS, Call
@@ -26,8 +27,8 @@ POSIX2_LINE_MAX = 2048
 class KvmService:
     """The servicer. Its methods take and give bytes: what a worker says is passed on as it is."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: Sessions, direct: Direct) -> None:
+        self._sessions, self._direct = sessions, direct
 
     async def open(self, raw: bytes, context: Context) -> bytes:
         """Open an image; a failure is the status."""
@@ -65,6 +66,12 @@ class KvmService:
         """Close a descriptor."""
         self._sessions.close(caller.get(), parse(pb.CloseRequest, raw).descriptor)
         return pb.CloseResponse().SerializeToString()
+
+    async def get_ticket(self, raw: bytes, context: Context) -> bytes:
+        """Let a client read directly."""
+        request = parse(pb.GetTicketRequest, raw)
+        ticket = self._direct.ticket(caller.get(), request.descriptor)
+        return pb.GetTicketResponse(ticket=ticket, socket=self._direct.door).SerializeToString()
 
     def _admit(self, raw: bytes, call: Call) -> tuple[Descriptor, Callable[[int], None]]:
         """The descriptor of a request, and what counts the bytes of its answers."""
@@ -110,6 +117,7 @@ class KvmService:
             "Open": grpc.unary_unary_rpc_method_handler(self.open),
             "OpenFiles": grpc.unary_unary_rpc_method_handler(self.open_files),
             "Close": grpc.unary_unary_rpc_method_handler(self.close),
+            "GetTicket": grpc.unary_unary_rpc_method_handler(self.get_ticket),
             "Write": grpc.unary_unary_rpc_method_handler(self.write),
         }
         for name, call in CALLS.items():

@@ -66,3 +66,17 @@ class CloseRequest(_message.Message):
 class CloseResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetTicketRequest(_message.Message):
+    __slots__ = ("descriptor",)
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    descriptor: str
+    def __init__(self, descriptor: _Optional[str] = ...) -> None: ...
+
+class GetTicketResponse(_message.Message):
+    __slots__ = ("ticket", "socket")
+    TICKET_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    ticket: bytes
+    socket: str
+    def __init__(self, ticket: _Optional[bytes] = ..., socket: _Optional[str] = ...) -> None: ...

@@ -54,6 +54,11 @@ class KvmServiceStub:
                 request_serializer=kvmd_dot_v1_dot_kvm__service__pb2.CloseRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.CloseResponse.FromString,
                 _registered_method=True)
+        self.GetTicket = channel.unary_unary(
+                '/kvmd.v1.KvmService/GetTicket',
+                request_serializer=kvmd_dot_v1_dot_kvm__service__pb2.GetTicketRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.GetTicketResponse.FromString,
+                _registered_method=True)
         self.Nlist = channel.unary_unary(
                 '/kvmd.v1.KvmService/Nlist',
                 request_serializer=kvmd_dot_v1_dot_symbol__pb2.NlistRequest.SerializeToString,
@@ -157,6 +162,17 @@ class KvmServiceServicer:
     def Close(self, request, context):
         """Closes a descriptor. One that is unknown, closed already or somebody else's
         answers NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTicket(self, request, context):
+        """Gives a client on this host a ticket for the fast path, on which it reads
+        memory from the image's worker directly; needs the verb `read`. The same
+        process hands the ticket in, once and soon, over the socket that is named:
+        one SEQPACKET message, answered with descriptors (SCM_RIGHTS), or with the
+        end of the connection.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,6 +307,11 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.CloseRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_kvm__service__pb2.CloseResponse.SerializeToString,
+            ),
+            'GetTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTicket,
+                    request_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.GetTicketRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_kvm__service__pb2.GetTicketResponse.SerializeToString,
             ),
             'Nlist': grpc.unary_unary_rpc_method_handler(
                     servicer.Nlist,
@@ -454,6 +475,33 @@ class KvmService:
             '/kvmd.v1.KvmService/Close',
             kvmd_dot_v1_dot_kvm__service__pb2.CloseRequest.SerializeToString,
             kvmd_dot_v1_dot_kvm__service__pb2.CloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetTicket',
+            kvmd_dot_v1_dot_kvm__service__pb2.GetTicketRequest.SerializeToString,
+            kvmd_dot_v1_dot_kvm__service__pb2.GetTicketResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,6 +14,8 @@ from kvmd.config import ConfigError, Limits, parse
         ("[limits]\nstall = inf\n", "x.toml:2: limits.stall: must be at least 1 and finite"),
         ("[limits]\ncalls_per_uid = 0\n", "x.toml:2: limits.calls_per_uid: must be at least 1 and finite"),
         ("[limits]\nworker_linger = -1\n", "x.toml:2: limits.worker_linger: must be at least 0 and finite"),
+        ("[limits]\npage_cache = -1\n", "x.toml:2: limits.page_cache: must be at least 0 and finite"),
+        ("[limits]\npage_cache = 2147483649\n", "x.toml:2: limits.page_cache: must be at most 2147483648"),
         ("[listen]\nmode = 0o1777\n", "x.toml:2: listen.mode: must be permission bits, 0 to 0o777"),
         ("[listen]\nmode = -1\n", "x.toml:2: listen.mode: must be permission bits, 0 to 0o777"),
         ('[dumps]\ndirectories = ["/a", "b"]\n', "x.toml:2: dumps.directories: 'b' is not an absolute path"),
@@ -24,6 +26,10 @@ def test_refused(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as failure:
         parse(text, "x.toml")
     assert str(failure.value) == says
+
+
+def test_no_page_cache_is_a_setting() -> None:
+    assert parse("[limits]\npage_cache = 0\n", "x.toml").limits.page_cache == 0
 
 
 def test_one_user_can_not_take_all_calls() -> None:

@@ -14,7 +14,8 @@ from kvmd.errors import AccessError
 from kvmd.front.peer import Certificate, Peer
 from kvmd.handles.process import RunAs
 from kvmd.images.base import Kind
-from kvmd.sessions import PROCFS, PROCFS_ENVIRONMENTS, Rules, Sessions, Wanted, _rights, _understood
+from kvmd.sessions import PROCFS_ENVIRONMENTS, Rules, Sessions, _rights
+from kvmd.wanted import PROCFS, Wanted, understood
 
 CAN_BECOME = 1 << 6 | 1 << 7
 ALL = ("info", "symbols", "read", "processes", "arguments", "environment", "files", "log")
@@ -30,7 +31,7 @@ REMOTE = Caller(Peer(0, 0, 0, certificate=Certificate("someone", 1, 4e9, "host:1
 
 def sessions(*rules: Rule) -> Any:
     nothing: Any = None
-    return Sessions(nothing, nothing, nothing, nothing, Rules(Policy(rules)))
+    return Sessions(nothing, nothing, nothing, nothing, nothing, Rules(Policy(rules)))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def capable(monkeypatch):
 
 @pytest.mark.parametrize("flags", [0x80000000, 0x80000001, 0xFFFFFFFF])
 def test_the_flag_wins(flags):
-    assert _understood("x" * 9999, "../" * 999, ("", "y" * 9999), flags) == Wanted(Kind.PROCFS, PROCFS)
+    assert understood("x" * 9999, "../" * 999, ("", "y" * 9999), flags) == Wanted(Kind.PROCFS, PROCFS)
 
 
 def test_a_local_client_needs_no_rule():

@@ -38,7 +38,7 @@ class Trusting(Peers):
 async def self_tested(peers: Peers, folder: Path) -> None:
     public, private = str(folder / "kvmd.sock"), str(folder / "grpc")
     quotas, nothing = Quotas(Limits()), cast("Any", SimpleNamespace())
-    server = Server(peers, nothing, Metrics(quotas, nothing, nothing), Limits())
+    server = Server(peers, nothing, nothing, Metrics(quotas, nothing, nothing), Limits())
     await server.start(private)
     front = Front(peers, private, quotas["connections"])
     with InstanceLock(public) as lock:

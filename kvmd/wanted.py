@@ -1,0 +1,53 @@
+"""What an open asks for: kvm_open(3)'s arguments, understood. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmd.errors import Reason, error
+from kvmd.images.base import Kind
+
+O_RDWR = 2
+KVM_NO_FILES = 0x80000000
+PROCFS = "procfs"
+"""The name of what KVM_NO_FILES opens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an open asks for, once its flags have been understood.
+
+    :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.
+    """
+
+    kind: Kind
+    name: str
+    execfile: str | None = None
+    writable: bool = False
+    dump_offset: int | None = None
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """What the policy must allow."""
+        return ("info", "write") if self.writable else ("info",)
+
+
+def understood(
+    execfile: str | None, corefile: str | None, swapfiles: tuple[str, ...], flags: int, dump_offset: int | None = None
+) -> Wanted:
+    """Understand the arguments.
+
+    :raises KvmError: BAD_FLAGS, UNSUPPORTED.
+    """
+    if flags & KVM_NO_FILES:  # wins over all other checks, as in NetBSD
+        return Wanted(Kind.PROCFS, PROCFS)
+    if flags & ~O_RDWR:
+        raise error(Reason.BAD_FLAGS, f"flags {flags:#x}: only O_RDONLY and O_RDWR are accepted", flags=f"{flags:#x}")
+    if swapfiles:
+        raise error(Reason.UNSUPPORTED, "swap images are not served by this version; leave swapfile out")
+    writable = bool(flags & O_RDWR)
+    if corefile in (None, "", "/proc/kcore"):
+        return Wanted(Kind.LIVE, "live", execfile, writable)
+    if corefile == "/dev/mem":
+        return Wanted(Kind.MEM, "live:mem", execfile, writable)
+    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset)  # never written, whatever the flags
