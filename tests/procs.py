@@ -24,8 +24,12 @@ def eventually(condition: Callable[[], object], within: float) -> float:
 
 
 def descriptors(pid: int) -> int:
-    """How many files a daemon has open, not counting the two of each worker, which come and go."""
-    return len(os.listdir(f"/proc/{pid}/fd")) - 2 * len(workers(pid))
+    """How many files a daemon has open, not counting the two of each worker and its page cache: they come and go."""
+    count = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += "kvmd-pages" not in os.readlink(f"/proc/{pid}/fd/{fd}")
+    return count - 2 * len(workers(pid))
 
 
 def workers(pid: int) -> set[int]:

@@ -27,6 +27,7 @@ MODULES = {
 HAND_WRITTEN = {"__init__", "grpc", "opening", "transports"}
 MOVED = {f"libkvm.{old.replace('/', '.')}": f"libkvm.aio.{new}" for old, new in MODULES.items()}
 MOVED["libkvm.transports"] = "libkvm.aio.transports"
+MOVED["libkvm.fast.memory"] = "libkvm.aio.memory"  # the twin has no fast path: its waits would hold up the loop
 
 COROUTINES = {"unary", "close"}  # of a transport;
 ITERATORS = {"stream"}  # what else is asynchronous follows

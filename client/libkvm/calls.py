@@ -40,6 +40,7 @@ class Call(Generic[Q, A]):
 OPEN = Call("Open", kvm_service_pb2.OpenRequest, kvm_service_pb2.OpenResponse)
 OPEN_FILES = Call("OpenFiles", kvm_service_pb2.OpenFilesRequest, kvm_service_pb2.OpenFilesResponse)
 CLOSE = Call("Close", kvm_service_pb2.CloseRequest, kvm_service_pb2.CloseResponse)
+GET_TICKET = Call("GetTicket", kvm_service_pb2.GetTicketRequest, kvm_service_pb2.GetTicketResponse)
 NLIST = Call("Nlist", symbol_pb2.NlistRequest, symbol_pb2.NlistResponse)
 READ = Call("Read", memory_pb2.ReadRequest, memory_pb2.ReadResponse)
 READ_STREAM = Call("ReadStream", memory_pb2.ReadStreamRequest, memory_pb2.ReadStreamResponse)

@@ -8,8 +8,8 @@ from libkvm.bounds import length_number
 from libkvm.calls import GET_DUMP_HEADER, GET_INFO, GET_LOG, NLIST
 from libkvm.convert import record
 from libkvm.errors import no_such_symbol
+from libkvm.fast.memory import Memory
 from libkvm.handle import Handle
-from libkvm.memory import Memory
 from libkvm.pages import Pages
 from libkvm.processes import Processes
 from libkvm.records import DumpHeader, Info, LogRecord, Symbol

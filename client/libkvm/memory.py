@@ -45,7 +45,7 @@ class Memory(Handle):
         """
         if length > MIB:
             return b"".join(self.stream(address, length, physical=physical, pid=pid, timeout=timeout))
-        space, process = _space(physical, pid)
+        space, process = space_number(physical, pid)
         request = READ.request(
             descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
         )
@@ -78,7 +78,7 @@ class Memory(Handle):
                 raise _unlike(len(result.data), view.nbytes)
             view[: len(result.data)] = result.data
             if result.error is not None:
-                raise _readable(result.error, len(result.data))
+                raise readable_part(result.error, len(result.data))
             return len(_whole(result.data, view.nbytes))
 
     def stream(
@@ -97,7 +97,7 @@ class Memory(Handle):
         :param timeout: seconds until the last chunk; None: the client's and a second more for each MiB.
         :raises FaultError: as :meth:`read`, after every byte before the fault.
         """
-        space, process = _space(physical, pid)
+        space, process = space_number(physical, pid)
         request = READ_STREAM.request(
             descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
         )
@@ -112,7 +112,7 @@ class Memory(Handle):
                         raise _unlike(done, length)
                     yield answer.data
         except KvmError as fault:
-            raise _readable(fault, done) from None
+            raise readable_part(fault, done) from None
         if done != length:
             raise _unlike(done, length)
 
@@ -131,7 +131,7 @@ class Memory(Handle):
         :return: a result for each range, in their order.
         """
         results: list[RangeResult] = []
-        for batch in _batches(ranges, *_space(physical, pid)):
+        for batch in _batches(ranges, *space_number(physical, pid)):
             answer = self._session.unary(READ_V, READ_V.request(descriptor=self._id, ranges=batch), timeout)
             if len(answer.results) != len(batch):
                 raise _unlike(len(answer.results), len(batch))
@@ -157,7 +157,11 @@ def _batches(
         yield batch
 
 
-def _space(physical: bool, pid: int | None) -> tuple[memory_pb2.AddressSpace, int]:
+def space_number(physical: bool, pid: int | None) -> tuple[memory_pb2.AddressSpace, int]:
+    """Answer the address space and the process that a read means.
+
+    :raises RequestError: there can be no such process.
+    """
     if pid is None:
         return (memory_pb2.ADDRESS_SPACE_PHYSICAL if physical else memory_pb2.ADDRESS_SPACE_KERNEL), 0
     if physical:
@@ -175,6 +179,7 @@ def _unlike(got: int, wanted: int) -> KvmError:
     return error(Reason.INTERNAL, f"the daemon answered {got} of {wanted}, and no error")
 
 
-def _readable(fault: KvmError, count: int) -> KvmError:
+def readable_part(fault: KvmError, count: int) -> KvmError:
+    """Say in an error how much of a read there is."""
     fault.metadata["readable"] = str(count)
     return fault

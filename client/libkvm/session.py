@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import Generator
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from libkvm.calls import A, Call, Q
 from libkvm.transports import Transport
@@ -20,9 +21,17 @@ def default_target() -> str:
     return os.environ.get("KVMD_TARGET") or DEFAULT_TARGET
 
 
+class Attached(Protocol):
+    """What must not outlive a session."""
+
+    def drop(self) -> None:
+        """Do no more."""
+
+
 class Session:
     """A connection with its deadlines, in seconds.
 
+    :ivar attached: what is to be dropped when it is closed.
     :ivar timeout: of calls whose work the request bounds.
     :ivar long_timeout: of calls whose work grows with the image: open, processes, log.
     """
@@ -30,6 +39,7 @@ class Session:
     def __init__(self, transport: Transport, timeout: float = TIMEOUT, long_timeout: float = LONG_TIMEOUT) -> None:
         self._transport = transport
         self._owner = os.getpid()
+        self.attached: weakref.WeakSet[Attached] = weakref.WeakSet()
         self.timeout = timeout
         self.long_timeout = long_timeout
 
@@ -58,6 +68,8 @@ class Session:
 
     def close(self) -> None:
         """Close the connection, and with it every descriptor opened over it. Idempotent."""
+        for each in list(self.attached):
+            each.drop()
         self._transport.close()
 
     @property

@@ -19,6 +19,7 @@ import bsd_minidump
 import libkvm
 from images import fixture
 from libkvm.compat import connection
+from libkvm.fast import joining
 from libkvm.session import Session
 from unit.client import facade
 
@@ -141,16 +142,19 @@ def target(targets, transport) -> str:
     return targets[transport]
 
 
-CONNECT = {"grpc": libkvm.connect, "aio": facade.connect, "tls": libkvm.connect, "tls-aio": facade.connect}
-USUAL = ["grpc", "aio"] if LIVE else ["grpc", "aio", "tls"]
-FACTORIES = dict.fromkeys(("grpc", "tls"), connection.transport) | dict.fromkeys(
+CONNECT = {
+    "grpc": libkvm.connect, "fast": libkvm.connect, "aio": facade.connect, "tls": libkvm.connect,
+    "tls-aio": facade.connect,
+}  # fmt: skip
+USUAL = ["grpc", "fast", "aio"] if LIVE else ["grpc", "fast", "aio", "tls"]
+FACTORIES = dict.fromkeys(("grpc", "fast", "tls"), connection.transport) | dict.fromkeys(
     ("aio", "tls-aio"), facade.LoopTransport
 )
 SESSIONS: dict[str, dict[str, Session]] = {name: {} for name in CONNECT}
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """Run every test over three transports, but for modules that say otherwise."""
+    """Run every test over four transports, but for modules that say otherwise."""
     if "transport" in metafunc.fixturenames:
         metafunc.parametrize("transport", getattr(metafunc.module, "TRANSPORTS", USUAL), indirect=True)
 
@@ -158,6 +162,8 @@ def pytest_generate_tests(metafunc) -> None:
 @pytest.fixture
 def transport(request, monkeypatch) -> str:
     """The transport under test, which the C face uses too."""
+    if request.param != "fast":
+        monkeypatch.setattr(joining, "join", lambda session, descriptor: None)
     monkeypatch.setattr(connection, "transport", FACTORIES[request.param])
     monkeypatch.setattr(connection, "_sessions", SESSIONS[request.param])
     return request.param

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import warnings
+import weakref
 from collections.abc import AsyncGenerator
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from libkvm.aio.transports import Transport
 from libkvm.calls import A, Call, Q
@@ -22,9 +23,17 @@ def default_target() -> str:
     return os.environ.get("KVMD_TARGET") or DEFAULT_TARGET
 
 
+class Attached(Protocol):
+    """What must not outlive a session."""
+
+    def drop(self) -> None:
+        """Do no more."""
+
+
 class Session:
     """A connection with its deadlines, in seconds.
 
+    :ivar attached: what is to be dropped when it is closed.
     :ivar timeout: of calls whose work the request bounds.
     :ivar long_timeout: of calls whose work grows with the image: open, processes, log.
     """
@@ -32,6 +41,7 @@ class Session:
     def __init__(self, transport: Transport, timeout: float = TIMEOUT, long_timeout: float = LONG_TIMEOUT) -> None:
         self._transport = transport
         self._owner = os.getpid()
+        self.attached: weakref.WeakSet[Attached] = weakref.WeakSet()
         self.timeout = timeout
         self.long_timeout = long_timeout
 
@@ -60,6 +70,8 @@ class Session:
 
     async def close(self) -> None:
         """Close the connection, and with it every descriptor opened over it. Idempotent."""
+        for each in list(self.attached):
+            each.drop()
         await self._transport.close()
 
     @property

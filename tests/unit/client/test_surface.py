@@ -121,4 +121,4 @@ def test_importing_libkvm_does_not_import_grpc_or_the_daemon():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert "'grpc'" not in loaded
-    assert all(name.startswith(("kvmd.v1", "kvmd.errors")) for name in eval(loaded))
+    assert all(name.startswith(("kvmd.v1", "kvmd.errors", "kvmd.fast")) for name in eval(loaded))
