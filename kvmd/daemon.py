@@ -90,10 +90,7 @@ class Daemon:
         server = Server(self._peers, self._sessions, direct, self._metrics, limits)
         await server.start(private)
         stack.push_async_callback(server.stop, 0)
-        front = Front(
-            self._peers, private, self._quotas["connections"], flow=self._quotas.flow, patience=limits.stall,
-            on_connect=self._sessions.connected, own_pid=os.getpid(),
-        )  # fmt: skip
+        front = self._front(private)
         stack.callback(self._sessions.end)
         stack.callback(front.close)
         sockets = [each.socket for each in inherited if not each.remote] or [self._bind(path, lock, stack)]
@@ -122,6 +119,12 @@ class Daemon:
         await server.serving(False)
         front.stop_accepting()
         await server.stop(GRACE)
+
+    def _front(self, private: str) -> Front:
+        return Front(
+            self._peers, private, self._quotas["connections"], flow=self._quotas.flow,
+            patience=self._config.limits.stall, on_connect=self._sessions.connected, own_pid=os.getpid(),
+        )  # fmt: skip
 
     def _attend(self, server: Server, front: Front, path: str) -> list[asyncio.Task[None]]:
         """Feed the watchdog, and look whether anybody still is there.
