@@ -48,6 +48,7 @@ class Reason(Enum):
     EXEC_NOT_ELF = "EXEC_NOT_ELF"
     EXEC_STRIPPED = "EXEC_STRIPPED"
     EXEC_FOREIGN = "EXEC_FOREIGN"
+    SWAP_FOREIGN = "SWAP_FOREIGN"
     UNSUPPORTED = "UNSUPPORTED"
     CORRUPT_DATA = "CORRUPT_DATA"
     NOT_MAPPED = "NOT_MAPPED"
@@ -246,10 +247,11 @@ TABLE: dict[Reason, Row] = {
     Reason.EXEC_NOT_ELF: Row(FormatError, "INVALID_ARGUMENT", E.ENOEXEC, "kernel is not an ELF file", "execfile is no ELF file"),
     Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile, and so the name list, has neither symbols nor DWARF"),
     Reason.EXEC_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "execfile belongs to another kernel than the image"),
+    Reason.SWAP_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "a swap image that is none of the dump's swap areas, or not as they were"),
     Reason.UNSUPPORTED: Row(UnsupportedError, "UNIMPLEMENTED", E.ENOSYS, None, "this image can't do this"),
     Reason.CORRUPT_DATA: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "kernel data structures in the image contradict themselves"),
     Reason.NOT_MAPPED: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, _FAULT, "no translation: the page tables have no entry for the address"),
-    Reason.NOT_PRESENT: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, _FAULT, "the page-table entry exists, but the page is not in memory (swapped out or migrating)"),
+    Reason.NOT_PRESENT: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, None, "the page-table entry exists, but the page can't be had: swapped out to what is not given, poisoned, a device's"),
     Reason.EXCLUDED: Row(FaultError, "OUT_OF_RANGE", E.ENODATA, _FAULT, "the page was left out when the dump was made (makedumpfile -d)"),
     Reason.BEYOND_DUMP: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, _FAULT, "no physical memory of the dump holds the address"),
     Reason.SHORT_FILE: Row(FaultError, "DATA_LOSS", E.EIO, "short read", "the dump file ends before the page it should hold"),

@@ -19,7 +19,10 @@ class Overlay:
         self._kernel = kernel
         self.patches = dict(patches or {})
         self.reads = 0
-        self.memory: Any = SimpleNamespace(kernel=self._read, tables=kernel.memory.tables)
+        memory = kernel.memory
+        self.memory: Any = SimpleNamespace(
+            kernel=self._read, tables=memory.tables, physical=memory.physical, translate=memory.translate
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._kernel, name)

@@ -228,6 +228,8 @@ class SwapArea:
     :ivar size_bytes: without the header page.
     :ivar used_bytes: how much of it is in use.
     :ivar priority: swapon(8)'s.
+    :ivar uuid: of the area's header, as ``label``; empty where it isn't known.
+    :ivar satisfied_by: what its pages are read from: a swap image's name, ``memory`` for zram; empty: nothing.
     """
 
     path: str
@@ -236,6 +238,9 @@ class SwapArea:
     size_bytes: int
     used_bytes: int
     priority: int
+    uuid: str = ""
+    label: str = ""
+    satisfied_by: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -90,20 +90,26 @@ class GetSwapInfoRequest(_message.Message):
     def __init__(self, descriptor: _Optional[str] = ...) -> None: ...
 
 class SwapArea(_message.Message):
-    __slots__ = ("path", "number", "kind", "size_bytes", "used_bytes", "priority")
+    __slots__ = ("path", "number", "kind", "size_bytes", "used_bytes", "priority", "uuid", "label", "satisfied_by")
     PATH_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SATISFIED_BY_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     number: int
     kind: str
     size_bytes: int
     used_bytes: int
     priority: int
-    def __init__(self, path: _Optional[bytes] = ..., number: _Optional[int] = ..., kind: _Optional[str] = ..., size_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., priority: _Optional[int] = ...) -> None: ...
+    uuid: str
+    label: str
+    satisfied_by: str
+    def __init__(self, path: _Optional[bytes] = ..., number: _Optional[int] = ..., kind: _Optional[str] = ..., size_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., priority: _Optional[int] = ..., uuid: _Optional[str] = ..., label: _Optional[str] = ..., satisfied_by: _Optional[str] = ...) -> None: ...
 
 class GetSwapInfoResponse(_message.Message):
     __slots__ = ("areas",)

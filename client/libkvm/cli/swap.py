@@ -1,4 +1,4 @@
-"""``kvmctl swap``: swap areas, as swapon(8) and BSD's pstat(8) -s show them."""
+"""``kvmctl swap``: swap areas, as swapon(8) and BSD's pstat(8) -s show them, and which image has which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from libkvm.kernel import Kernel
 from libkvm.printable import printable
 from libkvm.records import SwapArea
 
-_HEAD = ("TYPE", "SIZE", "USED", "PRIO", "NAME")
+_HEAD = ("TYPE", "SIZE", "USED", "PRIO", "UUID", "IMAGE", "NAME")
 
 
 def run(kernel: Kernel, options: argparse.Namespace) -> Answer:
@@ -25,8 +25,9 @@ def _lines(areas: Sequence[SwapArea], total: dict[str, int]) -> Iterator[str]:
     rows = [_HEAD]
     for area in areas:
         sizes = (_kib(area.size_bytes), _kib(area.used_bytes))
-        rows.append((area.kind, *sizes, str(area.priority), printable(area.path)))
-    rows.append(("", _kib(total["size_bytes"]), _kib(total["used_bytes"]), "", "total"))
+        names = (area.uuid or "-", printable(area.satisfied_by) or "-", printable(area.path))
+        rows.append((area.kind, *sizes, str(area.priority), *names))
+    rows.append(("", _kib(total["size_bytes"]), _kib(total["used_bytes"]), "", "", "", "total"))
     return aligned(rows)
 
 

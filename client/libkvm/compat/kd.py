@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from libkvm.compat.errbuf import cut
-from libkvm.errors import KvmError
+from libkvm.errors import FaultError, KvmError, Reason
 from libkvm.kernel import Kernel
 from libkvm.printable import printable
 
@@ -59,6 +59,11 @@ class Kvm:
         else:
             ctypes.set_errno(number)
             complain(self.program, text)
+
+    def fault(self, fault: FaultError) -> None:
+        """Put a soft error where a process's memory is not there; why, if it was swapped out."""
+        gone = fault.reason is not Reason.NOT_PRESENT
+        self.soft(f"invalid address ({fault.address or 0:x})" if gone else fault.text, fault.errno)
 
     def soft(self, text: str, number: int) -> None:
         """Report an error on the handle: those that a debugger's probing would flood stderr with."""

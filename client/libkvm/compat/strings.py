@@ -21,7 +21,7 @@ def kvm_getargv(kd: Kvm | None, proc: Process | int, nchr: int = 0) -> list[str]
     :param nchr: the most bytes, closing NULs included: the string that would exceed them is cut and is the last;
         0, or more than ARG_MAX: ARG_MAX.
     :return: the arguments; None on failure, of which :func:`libkvm.kvm_geterr` tells: a kernel thread, a zombie,
-        a page that is not there (``invalid address``, always a soft error).
+        a page that is not there (``invalid address``, or why it is not, always a soft error).
     """
     return _strings(usable(kd, "kvm_getargv"), "kvm_getargv", "argv", proc, min(nchr, ARG_MAX))
 
@@ -56,7 +56,7 @@ def _strings(kd: Kvm | None, call: str, kind: _Kind, proc: Process | int, nchr: 
     try:
         values = read(proc, max_bytes=nchr)
     except FaultError as fault:
-        kd.soft(f"invalid address ({fault.address or 0:x})", fault.errno)
+        kd.fault(fault)
         return None
     except KvmError as failure:
         kd.soft(failure.text, failure.errno)

@@ -14,8 +14,8 @@ def kvm_uread(kd: Kvm | None, proc: Process | int, uva: int, buf: Buffer, nbytes
     :param proc: a process of kvm_getprocs(3), or its id, as DragonFly takes it.
     :param uva: a virtual address of that process's; only its low 64 bits count.
     :param nbytes: how many bytes; None: the buffer's size.
-    :return: the count, which is all of them; 0 on failure, with the soft error ``invalid address (fault)`` where a
-        page is not there. The bytes before it are in the buffer.
+    :return: the count, which is all of them; 0 on failure, with the soft error ``invalid address (fault)`` where no
+        page is, and what keeps it where one was swapped out. The bytes before it are in the buffer.
     """
     with memoryview(buf) as whole, whole.cast("B") as view:
         if view.readonly:
@@ -31,7 +31,7 @@ def kvm_uread(kd: Kvm | None, proc: Process | int, uva: int, buf: Buffer, nbytes
             with view[:size] as part:
                 return kd.kernel.readinto(uva & (2**64 - 1), part, pid=pid)
         except FaultError as fault:
-            kd.soft(f"invalid address ({fault.address or 0:x})", fault.errno)
+            kd.fault(fault)
         except KvmError as failure:
             kd.soft(failure.text, failure.errno)
         return 0

@@ -64,6 +64,8 @@ class Fields:
             if part.isdigit():
                 kind = kind.type
                 offset += int(part) * sizeof(kind)
+            elif kind.kind not in (TypeKind.STRUCT, TypeKind.UNION):  # an integer that is a struct in other kernels
+                raise LookupError(designator)
             else:
                 member = kind.member(part)
                 offset, kind = offset + member.offset, member.type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
@@ -16,23 +17,36 @@ from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.program import open_dump
 from kvmd.images.linux.strings import StringReader
+from kvmd.images.linux.swap.reader import Facts, SwapReader
 from kvmd.images.linux.swapinfo import SwapAreas
 from kvmd.images.linux.symbols import to_wire
 from kvmd.images.linux.system import CpuTimes, load_average
 from kvmd.images.linux.user import UserMemory
+from kvmd.images.linux.userpages import UserPages
 from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+
+_REFUSED = (
+    Reason.SWAP_FOREIGN,
+    Reason.TRUNCATED_IMAGE,
+    Reason.UNSUPPORTED_FORMAT,
+    Reason.CORRUPT_IMAGE,
+    Reason.SOURCE_IO,
+)
 
 
 class LinuxImage:
     """A crash dump of a Linux kernel. Opening reads the headers only; the rest is loaded when it is first needed.
 
     :raises KvmError: the errors of :func:`~kvmd.images.linux.program.open_dump`; EXEC_NOT_ELF, EXEC_FOREIGN;
+        SWAP_FOREIGN, TRUNCATED_IMAGE, UNSUPPORTED_FORMAT or CORRUPT_IMAGE for a swap image;
         BAD_ARGUMENT without a core; UNSUPPORTED if it is to be written.
     """
 
     def __init__(self, files: Files) -> None:
         self._names = files
         self._kernel = self._open(files)
+        if files.swap and not self._kernel.dump.live:
+            self._check_swap()
 
     def _open(self, files: Files) -> Kernel:
         if files.core is None:
@@ -40,6 +54,14 @@ class LinuxImage:
         if files.writable:
             raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
         return Kernel(open_dump(files.core), files.exec)
+
+    def _check_swap(self) -> None:
+        """Refuse a swap image that is none of this dump's; what keeps that from being known is told when it is read."""
+        try:
+            self._swapped.matched  # noqa: B018 - a cached property
+        except KvmError as e:
+            if e.reason in _REFUSED:
+                raise
 
     @property
     def kernel(self) -> Kernel:
@@ -54,12 +76,12 @@ class LinuxImage:
     @cached_property
     def _strings(self) -> StringReader:
         with self._kernel.reading("the process list"):
-            return StringReader(self._kernel, self._processes)
+            return StringReader(self._kernel, self._processes, self._pages)
 
     @cached_property
     def _user(self) -> UserMemory:
         with self._kernel.reading("the process list"):
-            return UserMemory(self._kernel, self._processes)
+            return UserMemory(self._kernel, self._processes, self._pages)
 
     @cached_property
     def _files(self) -> OpenFiles:
@@ -70,6 +92,18 @@ class LinuxImage:
     def _swap(self) -> SwapAreas:
         with self._kernel.reading("the swap areas"):
             return SwapAreas(self._kernel)
+
+    @cached_property
+    def _swapped(self) -> SwapReader:
+        with self._kernel.reading("the swap areas"):
+            return SwapReader(self._kernel, self._swap, self._names.swap, self._paths)
+
+    @cached_property
+    def _pages(self) -> UserPages:
+        return UserPages(self._kernel, lambda: self._swapped)
+
+    def _paths(self) -> Paths:
+        return Paths(self._kernel, init_root(self._kernel, self._processes.tasks))
 
     @cached_property
     def _cpu_times(self) -> CpuTimes:
@@ -164,8 +198,14 @@ class LinuxImage:
 
     def swap_areas(self) -> list[system_pb2.SwapArea]:
         """See :class:`~kvmd.images.base.Image`."""
-        root = init_root(self._kernel, self._processes.tasks)
-        return self._swap.read(Paths(self._kernel, root))
+        found = self._swap.read(self._paths())
+        facts: dict[int, Facts] = {}
+        with suppress(KvmError):  # the list does not need them
+            facts = self._swapped.facts()
+        for area in found:
+            if (known := facts.get(area.number)) is not None:
+                area.uuid, area.label, area.satisfied_by = known
+        return found
 
     def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
         """See :class:`~kvmd.images.base.Image`."""

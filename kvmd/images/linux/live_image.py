@@ -57,7 +57,7 @@ class LiveImage(LinuxImage):
     @cached_property
     def _strings(self) -> LiveStrings:
         with self.kernel.reading("the process list"):
-            return LiveStrings(self.kernel, self._processes)
+            return LiveStrings(self.kernel, self._processes, self._pages)
 
     @cached_property
     def _writer(self) -> Writer | None:

@@ -5,7 +5,7 @@ drgn does the reading. Only after it faulted are the page tables walked here, to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from drgn import Architecture, FaultError
 
@@ -13,6 +13,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
 from kvmd.images.linux.pagetable import KERNEL_MAP, PageTables, Place
 from kvmd.images.linux.program import Dump
+from kvmd.images.linux.swap.entry import release_of
 
 _TEXT = {
     Reason.BEYOND_DUMP: "no memory of the image holds physical address {:#x}",
@@ -20,8 +21,6 @@ _TEXT = {
     Reason.SHORT_FILE: "the dump file ends before the page at {:#x}",
     Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
 }
-_TRIES = 8
-
 Read = Callable[[int, int], bytes]
 
 
@@ -37,7 +36,6 @@ class Memory:
         self._prog = dump.prog
         self._layout = dump.layout
         self._page = dump.layout.page_size
-        self._live = dump.live
         self._into = dump.into
         info = dump.vmcoreinfo
         self.tables: PageTables | None = None
@@ -45,7 +43,8 @@ class Memory:
         top, base = info.symbol("swapper_pg_dir"), info.number("phys_base")
         if dump.architecture is Architecture.X86_64 and top is not None and base is not None:
             levels = 5 if info.number("pgtable_l5_enabled") else 4
-            self.tables = PageTables(self.physical, levels, info.number("sme_mask") or 0)
+            mended = info.release == "" or release_of(info.release) >= (4, 19)
+            self.tables = PageTables(self.physical, levels, info.number("sme_mask") or 0, inverted=mended)
             self._root = top - KERNEL_MAP + base
 
     def kernel(self, address: int, length: int) -> bytes:
@@ -98,31 +97,6 @@ class Memory:
             raise self._blame(address, length, lambda a, n: self._prog.read(a, n, True), self._why_physical) from e
         return data
 
-    def user(self, root: int, address: int, length: int) -> Iterator[bytes]:
-        """Read user memory through a process's page tables, a piece a page.
-
-        :param root: the kernel virtual address of its top-level table (``mm->pgd``).
-        :raises KvmError: as :meth:`kernel`, after the pieces before the fault; UNSUPPORTED but on x86-64.
-        """
-        top = self.translate(root).physical
-        while length > 0:
-            piece = self._user_piece(top, address, min(length, self._page - address % self._page))
-            yield piece
-            address += len(piece)
-            length -= len(piece)
-
-    def _user_piece(self, top: int, address: int, length: int) -> bytes:
-        for _ in range(_TRIES):
-            place = self.translate(address, top)
-            try:
-                piece = self.physical(place.physical, min(length, place.length))
-            except KvmError as e:
-                raise _moved(e, address) from e
-            # A page that moved meanwhile may hold what is another process's by now.
-            if not self._live or self.translate(address, top) == place:
-                return piece
-        raise error(Reason.CHANGED, "the page was moved each time it was read; try again", address=address)
-
     def translate(self, address: int, root: int | None = None) -> Place:
         """Translate a virtual address of the kernel.
 
@@ -148,7 +122,7 @@ class Memory:
             try:
                 read(at, piece)
             except (FaultError, ValueError):
-                return _moved(explain(at), at, at - address)
+                return moved(explain(at), at, at - address)
             at += piece
         # Each page can be read, so the range runs over the end of the address space.
         return error(Reason.NOT_MAPPED, "the address space ends here", address=end - 1, readable=end - address)
@@ -168,7 +142,7 @@ class Memory:
         return error(reason, _TEXT[reason].format(address), address=address)
 
 
-def _moved(e: KvmError, address: int, readable: int = 0) -> KvmError:
+def moved(e: KvmError, address: int, readable: int = 0) -> KvmError:
     """The same error, for the virtual address that led to it."""
     words = {key: value for key, value in e.metadata.items() if key not in ("address", "readable")}
     return error(e.reason, e.message, address=address, readable=readable, **words)

@@ -9,6 +9,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.processes import Processes
+from kvmd.images.linux.userpages import UserPages
 from kvmd.v1 import error_pb2, process_pb2
 
 MAX_BYTES = 2 << 20
@@ -24,8 +25,8 @@ class StringReader:
     :raises KvmError: NO_TYPES, CORRUPT_DATA.
     """
 
-    def __init__(self, kernel: Kernel, processes: Processes) -> None:
-        self._memory = kernel.memory
+    def __init__(self, kernel: Kernel, processes: Processes, pages: UserPages) -> None:
+        self._pages = pages
         self._processes = processes
         names = ("pgd", *(name for pair in _KINDS.values() for name in pair))
         self._mm = Fields(kernel.prog, kernel.memory.kernel, "struct mm_struct", {name: (name,) for name in names})
@@ -38,7 +39,8 @@ class StringReader:
         """
         if kind not in _KINDS:
             raise error(Reason.BAD_ARGUMENT, f"{kind} is no kind of strings")
-        mm = self._mm(self._processes.memory(pid))
+        address = self._processes.memory(pid)
+        mm = self._mm(address)
         start, end, root = (mm[name] for name in (*_KINDS[kind], "pgd"))
         if not isinstance(start, int) or not isinstance(end, int) or not isinstance(root, int) or end < start:
             raise error(Reason.CORRUPT_DATA, f"the bounds of process {pid}'s strings make no sense", pid=pid)
@@ -46,7 +48,7 @@ class StringReader:
         strings = process_pb2.Strings()
         data = bytearray()
         try:
-            for piece in self._memory.user(root, start, length):
+            for piece in self._pages.read(address, root, start, length):
                 data += piece
         except KvmError as e:
             words = {**e.metadata, "readable": str(len(data)), "pid": str(pid)}

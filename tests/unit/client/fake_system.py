@@ -106,7 +106,8 @@ class SystemCalls:
     def GetSwapInfo(self, request, context):  # noqa: N802
         self._enter("GetSwapInfo", request, context, request.descriptor)
         answer = system_pb2.GetSwapInfoResponse()
-        answer.areas.add(path=b"/dev/vda", kind="partition", size_bytes=8192, used_bytes=4096, priority=-2)
+        known = {"uuid": "00112233-4455-6677-8899-aabbccddeeff", "label": "one", "satisfied_by": "vda.img"}
+        answer.areas.add(path=b"/dev/vda", kind="partition", size_bytes=8192, used_bytes=4096, priority=-2, **known)
         answer.areas.add(path=b"/swap\x1b\xff", number=1, kind="file", size_bytes=1024, used_bytes=0, priority=5)
         return answer
 

@@ -313,10 +313,10 @@ class TestSystem:
     def test_swap(self, kvmctl):
         assert kvmctl("swap") == (
             0,
-            "     TYPE SIZE USED PRIO NAME\n"
-            "partition    8    4   -2 /dev/vda\n"
-            "     file    1    0    5 /swap\\x1b\\xff\n"
-            "             9    4      total\n",
+            "     TYPE SIZE USED PRIO                                 UUID   IMAGE NAME\n"
+            "partition    8    4   -2 00112233-4455-6677-8899-aabbccddeeff vda.img /dev/vda\n"
+            "     file    1    0    5                                    -       - /swap\\x1b\\xff\n"
+            "             9    4                                                   total\n",
             "",
         )
         document = json.loads(kvmctl("swap", "--json")[1])

@@ -132,7 +132,7 @@ class TestStrings:
         assert call(loud, 2) is None
         assert kvm_geterr(loud) == "2 is a kernel thread"
         assert call(loud, 30) is None
-        assert kvm_geterr(loud) == "invalid address (7000)"
+        assert kvm_geterr(loud) == "swapped out"
         assert call(loud, 77) is None
         assert kvm_geterr(loud) == "no process 77"
         assert call(loud, 1, -1) is None

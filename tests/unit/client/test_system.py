@@ -40,7 +40,9 @@ def test_cpus(kernel, fake):
 def test_swap_areas(kernel):
     partition, file = kernel.swap_areas()
 
-    assert partition == libkvm.SwapArea("/dev/vda", 0, "partition", 8192, 4096, -2)
+    assert partition == libkvm.SwapArea(
+        "/dev/vda", 0, "partition", 8192, 4096, -2, "00112233-4455-6677-8899-aabbccddeeff", "one", "vda.img"
+    )
     assert file.path == "/swap\x1b\udcff"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ DUMPS = [
 ]
 
 Bytes = Callable[[bytes], LinuxImage]
+Opener = Callable[..., LinuxImage]
 
 
 class Opened(NamedTuple):
@@ -67,6 +68,26 @@ def debian() -> Iterator[Opened]:
     path, truth = fixture("debian-6.1-panic/vmcore.kdump")
     with opened(path) as image:
         yield Opened(image, truth, "debian-6.1-panic/vmcore.kdump")
+
+
+@pytest.fixture(scope="session")
+def open_with() -> Iterator[Opener]:
+    """Open a fixture's dump with swap images: names below tests/data, or paths."""
+    fds: list[int] = []
+
+    def opened_file(path: Path) -> File:
+        fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return File(fds[-1], path.name)
+
+    def open_dump(name: str, swap: Sequence[str | Path] = ()) -> LinuxImage:
+        files = tuple(opened_file(each if isinstance(each, Path) else fixture(each).path) for each in swap)
+        image = open_image(Files(opened_file(fixture(name).path), swap=files))
+        assert isinstance(image, LinuxImage)
+        return image
+
+    yield open_dump
+    for fd in fds:
+        os.close(fd)
 
 
 @pytest.fixture

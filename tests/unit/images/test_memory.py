@@ -190,7 +190,11 @@ def test_leaves_of_every_size() -> None:
     giant = words | {0x2000: 0x8000_0083}
     assert PageTables(Ram(giant).read, 4).translate(0x1000, 0x1234).physical == 0x8000_1234
     protnone = words | {0x4000: 0x5_0102}
-    assert PageTables(Ram(protnone).read, 4).translate(0x1000, 8).physical == 0x5_0008
+    assert PageTables(Ram(protnone).read, 4, inverted=False).translate(0x1000, 8).physical == 0x5_0008
+    inverted = words | {0x4000: ~0x5_0000 & (1 << 52) - 0x1000 | 0x102}  # as Linux writes it since L1TF
+    assert PageTables(Ram(inverted).read, 4).translate(0x1000, 8).physical == 0x5_0008
+    split = words | {0x3000: ~0x60_0000 & (1 << 52) - (2 << 20) | 0x80}  # a huge page that is being split
+    assert PageTables(Ram(split).read, 4).translate(0x1000, 0x1234).physical == 0x60_1234
     encrypted = words | {0x4000: (1 << 47) | 0x5_0003}
     assert PageTables(Ram(encrypted).read, 4, 1 << 47).translate(0x1000, 8).physical == 0x5_0008
 

@@ -12,7 +12,7 @@ from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.strings import _split
 from kvmd.v1 import process_pb2 as pb
 
-ON_SWAP = ("swapped", "filed", "cached")
+ON_SWAP = ("swapped", "filed")
 
 
 def raw(strings: list[str]) -> list[bytes]:
@@ -28,7 +28,7 @@ def users(opened: Any, there: bool = True) -> list[dict[str, Any]]:
 
 def test_arguments_and_environment_are_exact(dump: Any) -> None:
     processes = users(dump)
-    assert len(processes) == 16
+    assert len(processes) == 17
     for p in processes:
         arguments = dump.image.strings(p["pid"], pb.STRINGS_KIND_ARGUMENTS, 0)
         environment = dump.image.strings(p["pid"], pb.STRINGS_KIND_ENVIRONMENT, 0)
@@ -39,6 +39,8 @@ def test_arguments_and_environment_are_exact(dump: Any) -> None:
 
 def test_drgn_reads_the_same(dump: Any) -> None:
     for p in users(dump):
+        if p["zoo"] == "cached":
+            continue  # in the swap cache, where drgn does not look
         task = find_task(dump.image.kernel.prog, p["pid"])
         assert cmdline(task) == list(dump.image.strings(p["pid"], pb.STRINGS_KIND_ARGUMENTS, 0).values)
         assert environ(task) == list(dump.image.strings(p["pid"], pb.STRINGS_KIND_ENVIRONMENT, 0).values)
