@@ -17,6 +17,8 @@ from kvmd.opener import OpenedFile
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
 _WRITE = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
+# Of swap areas: what the kernel swaps goes past the page cache.
+_DIRECT = _READ | os.O_DIRECT | os.O_NONBLOCK
 _OPTIONAL = {
     "kallsyms": "/proc/kallsyms",
     "vmcoreinfo": "/sys/kernel/vmcoreinfo",
@@ -25,6 +27,7 @@ _OPTIONAL = {
 }
 _BTF = "/sys/kernel/btf"
 _MAX_BTF = 180  # of the 256 files that a worker may hold (kvmd.worker.sandbox.SandboxLimits)
+_MAX_SWAP = 32  # what a kernel has of them (1 << MAX_SWAPFILES_SHIFT)
 _LOCKDOWN = "/sys/kernel/security/lockdown"
 
 
@@ -46,8 +49,23 @@ def open_files(kind: Kind, writable: bool, *, root: str = "") -> Iterator[tuple[
         yield from _maybe("kcore", "/proc/kcore", root)
     for role, path in _OPTIONAL.items():
         yield from _maybe(role, path, root)
+    for path in _swap_names(root):
+        yield from _maybe("swap", path, root, _DIRECT)
     for name in _btf_names(root):
         yield from _maybe(f"btf/{name}", f"{_BTF}/{name}", root)
+
+
+def _swap_names(root: str) -> Iterator[str]:
+    """The swap areas in use, which only root turns on; the worker compares what stands there with the kernel's."""
+    try:
+        with open(root + "/proc/swaps", "rb") as file:
+            lines = file.read(1 << 20).splitlines()[1:]
+    except OSError:
+        return
+    for line in lines[:_MAX_SWAP]:
+        name = re.sub(rb"\\([0-7]{3})", lambda escaped: bytes([int(escaped[1], 8) & 0xFF]), line.split(b" ")[0])
+        if name.startswith(b"/"):
+            yield os.fsdecode(name)
 
 
 def _btf_names(root: str) -> list[str]:
@@ -68,10 +86,13 @@ def _opened(path: str, flags: int, root: str) -> OpenedFile:
         raise
 
 
-def _maybe(role: str, path: str, root: str) -> Iterator[tuple[str, OpenedFile]]:
+def _maybe(role: str, path: str, root: str, flags: int = _READ) -> Iterator[tuple[str, OpenedFile]]:
     try:
-        file = _opened(path, _READ, root)
+        file = _opened(path, flags, root)
     except OSError:
+        return
+    if flags == _DIRECT and not (stat.S_ISREG(file.stat.st_mode) or stat.S_ISBLK(file.stat.st_mode)):
+        file.close()
         return
     yield role, file
 

@@ -121,14 +121,17 @@ class Sessions:
         facts: dict[str, object] = {"core": corefile, "exec": execfile, "flags": flags}
         if dump_offset is not None:
             facts["dump_offset"] = dump_offset
+        facts |= {"swap": list(swapfiles)} if swapfiles else {}
         with self._failures("open", caller, began, facts), ExitStack() as files:
             wanted = understood(execfile, corefile, swapfiles, flags, dump_offset)
             self._check_writes(wanted)
             if wanted.kind is Kind.PROCFS:
                 wanted = replace(wanted, name=self._view(caller))
             choice = self._choice(caller, wanted)
+            # What a swap image holds is read by the client like the dump itself, and by the same rules.
+            swap = [self._choice(caller, Wanted(Kind.DUMP, name)) for name in wanted.swapfiles]
             self._table.room(caller.peer.identity)
-            image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, choice, files))
+            image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, (choice, *swap), files))
             entry = await self._pool.acquire(opened, caller.peer.identity)
             try:
                 if caller.closed:
@@ -162,14 +165,16 @@ class Sessions:
         return choice
 
     def _files(
-        self, wanted: Wanted, caller: Connection, choice: Iterable[str], files: ExitStack
+        self, wanted: Wanted, caller: Connection, choices: Sequence[Iterable[str]], files: ExitStack
     ) -> tuple[str, ImageFiles]:
         """Open what is named. Blocks, as file systems do: runs in a thread.
 
+        :param choices: the images that the dump's name may mean, and those of each swap image.
         :returns: the policy's name of the image, and its files.
         """
         named: list[tuple[str, OpenedFile]] = []
         image, run_as = wanted.name, None
+        choice, *swap = choices
         if wanted.kind is Kind.DUMP:
             core = self._first(wanted.name, choice)
             named.append(("core", files.enter_context(core)))
@@ -181,6 +186,8 @@ class Sessions:
             run_as = _rights(caller, environments=image == PROCFS_ENVIRONMENTS)
         if wanted.execfile is not None:
             named.append(("exec", files.enter_context(self._opener.open_exec(wanted.execfile))))
+        for name, images in zip(wanted.swapfiles, swap, strict=True):
+            named.append(("swap", files.enter_context(self._first(name, images))))
         return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as, wanted.dump_offset)
 
     def _first(self, name: str, choice: Iterable[str]) -> OpenedFile:

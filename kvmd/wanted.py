@@ -9,6 +9,8 @@ from kvmd.images.base import Kind
 
 O_RDWR = 2
 KVM_NO_FILES = 0x80000000
+_MOST_SWAP = 32
+"""A kernel has no more swap areas (1 << MAX_SWAPFILES_SHIFT)."""
 PROCFS = "procfs"
 """The name of what KVM_NO_FILES opens."""
 
@@ -18,6 +20,7 @@ class Wanted:
     """What an open asks for, once its flags have been understood.
 
     :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.
+    :ivar swapfiles: the names of the dump's swap images.
     """
 
     kind: Kind
@@ -25,6 +28,7 @@ class Wanted:
     execfile: str | None = None
     writable: bool = False
     dump_offset: int | None = None
+    swapfiles: tuple[str, ...] = ()
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -43,11 +47,15 @@ def understood(
         return Wanted(Kind.PROCFS, PROCFS)
     if flags & ~O_RDWR:
         raise error(Reason.BAD_FLAGS, f"flags {flags:#x}: only O_RDONLY and O_RDWR are accepted", flags=f"{flags:#x}")
-    if swapfiles:
-        raise error(Reason.UNSUPPORTED, "swap images are not served by this version; leave swapfile out")
+    if len(swapfiles) > _MOST_SWAP:
+        raise error(Reason.BAD_ARGUMENT, f"{len(swapfiles)} swap images, and {_MOST_SWAP} is the most")
+    if swapfiles and corefile in (None, "", "/proc/kcore", "/dev/mem"):
+        message = "the running kernel's swap areas are opened by the daemon; leave swapfile out"
+        raise error(Reason.BAD_ARGUMENT, message)
     writable = bool(flags & O_RDWR)
     if corefile in (None, "", "/proc/kcore"):
         return Wanted(Kind.LIVE, "live", execfile, writable)
     if corefile == "/dev/mem":
         return Wanted(Kind.MEM, "live:mem", execfile, writable)
-    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset)  # never written, whatever the flags
+    # Which is never written, whatever the flags.
+    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset, swapfiles=swapfiles)

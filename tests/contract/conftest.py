@@ -24,6 +24,7 @@ from libkvm.session import Session
 from unit.client import facade
 
 LIVE = os.environ.get("KVMD_TEST_LIVE") == "1"
+SWAP = ("swap.img", "swapfile.img", "swapfs.img")
 NAMES = ["qemu", "la57", "hole", "kdump", "debian-6.1-panic"]
 
 
@@ -47,6 +48,10 @@ class Dump:
     def swapped(self, what: str) -> set[int]:
         """The processes some of whose pages of a kind were swapped out."""
         return {page["pid"] for page in self.truth["pages"] if page["swapped"] and page["what"] == what}
+
+    def image(self, name: str) -> str:
+        """A swap image: ``swap.img``, ``swapfile.img`` or, of the disk that the file lies on, ``swapfs.img``."""
+        return os.path.realpath(fixture(f"{self.name}/{name}").path)
 
     def named(self, word: str) -> int:
         """The pid of the process whose argv[0] ends so."""
@@ -131,7 +136,8 @@ def targets(odd, dumps, request) -> Iterator[dict[str, str]]:
         return
     from remote import remote_daemon
 
-    folders = {os.path.dirname(load(name).path) for name in NAMES}
+    paths = [path for one in map(load, NAMES) for path in (one.path, *map(one.image, SWAP))]
+    folders = {os.path.dirname(path) for path in paths}
     config = request.getfixturevalue("site").config(rules=RULE)
     with remote_daemon(config, [*folders, odd, dumps]) as (daemon, remote):
         yield dict.fromkeys(CONNECT, daemon.target) | {"tls": remote, "tls-aio": remote}

@@ -96,6 +96,37 @@ def test_what_is_missing_is_left_out(root: Path) -> None:
     assert opened(root, Kind.MEM) == {"core": "/dev/mem"}
 
 
+def swaps(root: Path, *names: str) -> list[str]:
+    """The paths of the swap areas that are opened, of a /proc/swaps that lists these."""
+    lines = ["Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority", *(f"{name} file\t4\t0\t-2" for name in names)]
+    (root / "proc/swaps").write_text("\n".join(lines) + "\n")
+    found = []
+    for role, file in live.open_files(Kind.LIVE, False, root=str(root)):
+        with file:
+            if role == "swap":
+                with open(f"/proc/self/fdinfo/{file.fd}", encoding="ascii") as info:
+                    flags = int(next(line for line in info if line.startswith("flags:")).split()[1], 8)
+                assert flags & os.O_ACCMODE == os.O_RDONLY
+                assert flags & os.O_DIRECT  # past the page cache
+                found.append(file.path)
+    return found
+
+
+def test_swap_areas(root: Path) -> None:
+    for name in ("one", "with space", "back\\slash"):
+        (root / name).write_bytes(bytes(4096))
+    assert swaps(root, "/one", "/with\\040space", "/back\\134slash") == ["/one", "/with space", "/back\\slash"]
+
+
+def test_what_is_no_swap_area_is_left_out(root: Path) -> None:
+    (root / "one").write_bytes(bytes(4096))
+    (root / "link").symlink_to("one")
+    os.mkfifo(root / "fifo")
+    (root / "folder").mkdir()
+    assert swaps(root, "/one", "/link", "/fifo", "/folder", "/gone", "one", "/one\\040(deleted)", "") == ["/one"]
+    assert len(swaps(root, *["/one"] * 100)) == 32
+
+
 def test_the_number_of_files_is_bounded(root: Path) -> None:
     for number in range(300):
         (root / f"sys/kernel/btf/module{number}").touch()
