@@ -1,7 +1,7 @@
 """The images of swap areas that were given with a dump, each matched to the kernel's own areas.
 
 An image is the content of a partition or swap file, or that of the device that a swap file lies on. It is read only if
-its header is that of the area, as far as the kernel tells: docs/adr/0015-swap.md says what is compared.
+its header is that of the area, as far as the kernel tells: docs/adr/0016-swap.md says what is compared.
 """
 
 from __future__ import annotations
