@@ -112,9 +112,13 @@ def relayed(made: Callable[[], socket.socket]) -> Iterator[str]:
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    socks.append(listening.accept()[0])
-                    socks.append(made())
-                    pair = socks[-2], socks[-1]
+                    accepted = listening.accept()[0]
+                    try:
+                        pair = accepted, made()
+                    except OSError:  # then this client gets none, either
+                        accepted.close()
+                        continue
+                    socks.extend(pair)
                     for ends in (pair, pair[::-1]):
                         threads.append(threading.Thread(target=_pump, args=ends))
                         threads[-1].start()
