@@ -60,6 +60,7 @@ class Reason(Enum):
     NO_SUCH_SYMBOL = "NO_SUCH_SYMBOL"
     NO_SUCH_PROCESS = "NO_SUCH_PROCESS"
     NO_USER_MEMORY = "NO_USER_MEMORY"
+    TASK_RUNNING = "TASK_RUNNING"
     NO_SUCH_DESCRIPTOR = "NO_SUCH_DESCRIPTOR"
     DESCRIPTOR_LIMIT = "DESCRIPTOR_LIMIT"
     CONNECTION_LIMIT = "CONNECTION_LIMIT"
@@ -259,6 +260,7 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_SUCH_SYMBOL: Row(SymbolNotFoundError, "NOT_FOUND", E.ENOENT, "{symbol}: no such symbol", "the image has no symbol of this name"),
     Reason.NO_SUCH_PROCESS: Row(ProcessError, "NOT_FOUND", E.ESRCH, None, "no process has this id"),
     Reason.NO_USER_MEMORY: Row(ProcessError, "FAILED_PRECONDITION", E.EINVAL, None, "a kernel thread or zombie, which has no memory of its own"),
+    Reason.TASK_RUNNING: Row(ProcessError, "FAILED_PRECONDITION", E.EBUSY, None, "the stack of a task that runs, whose registers the image doesn't hold"),
     Reason.NO_SUCH_DESCRIPTOR: Row(DescriptorError, "NOT_FOUND", E.EBADF, "{strerror}", "the descriptor is unknown, closed, or somebody else's"),
     Reason.DESCRIPTOR_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EMFILE, None, "too many open descriptors"),
     Reason.CONNECTION_LIMIT: Row(LimitError, "RESOURCE_EXHAUSTED", E.EUSERS, None, "too many connections"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 CHUNK = 1 << 20
 """The most bytes of memory in one answer."""
@@ -129,3 +129,6 @@ class Image(Protocol):
 
     def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
         """The open files of a process, or of all (``pid`` 0), by ascending pid and fd."""
+
+    def stacks(self, request: stack_pb2.GetStackRequest) -> Iterator[stack_pb2.Stack]:
+        """Unwind the stack of a task or CPU, or all by ascending pid; in the latter each stack has its own error."""

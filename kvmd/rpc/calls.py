@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from kvmd.errors import Reason, error
 from kvmd.rpc.validate import MOST_READV_BYTES
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +79,5 @@ CALLS: dict[str, Call] = {
     "GetSwapInfo": Call(system_pb2.GetSwapInfoRequest, _always("info")),
     "GetDumpHeader": Call(image_pb2.GetDumpHeaderRequest, _always("read")),
     "GetFiles": Call(system_pb2.GetFilesRequest, _always("files"), streams=True),
+    "GetStack": Call(stack_pb2.GetStackRequest, _always("processes", "symbols"), streams=True),
 }

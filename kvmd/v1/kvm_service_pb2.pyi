@@ -3,6 +3,7 @@ from kvmd.v1 import error_pb2 as _error_pb2
 from kvmd.v1 import image_pb2 as _image_pb2
 from kvmd.v1 import memory_pb2 as _memory_pb2
 from kvmd.v1 import process_pb2 as _process_pb2
+from kvmd.v1 import stack_pb2 as _stack_pb2
 from kvmd.v1 import symbol_pb2 as _symbol_pb2
 from kvmd.v1 import system_pb2 as _system_pb2
 from google.protobuf.internal import containers as _containers

@@ -7,6 +7,7 @@ from kvmd.v1 import image_pb2 as kvmd_dot_v1_dot_image__pb2
 from kvmd.v1 import kvm_service_pb2 as kvmd_dot_v1_dot_kvm__service__pb2
 from kvmd.v1 import memory_pb2 as kvmd_dot_v1_dot_memory__pb2
 from kvmd.v1 import process_pb2 as kvmd_dot_v1_dot_process__pb2
+from kvmd.v1 import stack_pb2 as kvmd_dot_v1_dot_stack__pb2
 from kvmd.v1 import symbol_pb2 as kvmd_dot_v1_dot_symbol__pb2
 from kvmd.v1 import system_pb2 as kvmd_dot_v1_dot_system__pb2
 
@@ -138,6 +139,11 @@ class KvmServiceStub:
                 '/kvmd.v1.KvmService/GetDumpHeader',
                 request_serializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.FromString,
+                _registered_method=True)
+        self.GetStack = channel.unary_stream(
+                '/kvmd.v1.KvmService/GetStack',
+                request_serializer=kvmd_dot_v1_dot_stack__pb2.GetStackRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_stack__pb2.GetStackResponse.FromString,
                 _registered_method=True)
 
 
@@ -290,6 +296,14 @@ class KvmServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStack(self, request, context):
+        """Unwinds the kernel's stacks. Of the running kernel, those of tasks that do
+        not run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KvmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -392,6 +406,11 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     servicer.GetDumpHeader,
                     request_deserializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.SerializeToString,
+            ),
+            'GetStack': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetStack,
+                    request_deserializer=kvmd_dot_v1_dot_stack__pb2.GetStackRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_stack__pb2.GetStackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -934,6 +953,33 @@ class KvmService:
             '/kvmd.v1.KvmService/GetDumpHeader',
             kvmd_dot_v1_dot_image__pb2.GetDumpHeaderRequest.SerializeToString,
             kvmd_dot_v1_dot_image__pb2.GetDumpHeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmd.v1.KvmService/GetStack',
+            kvmd_dot_v1_dot_stack__pb2.GetStackRequest.SerializeToString,
+            kvmd_dot_v1_dot_stack__pb2.GetStackResponse.FromString,
             options,
             channel_credentials,
             insecure,

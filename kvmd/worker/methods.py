@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK, Image
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 from kvmd.worker.protocol import encode_error
 
 BATCH_BYTES = 512 << 10
@@ -179,6 +179,13 @@ def get_files(image: Image, raw: bytes) -> Iterator[bytes]:
         yield system_pb2.GetFilesResponse(files=batch).SerializeToString()
 
 
+def get_stack(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Unwind stacks."""
+    request = stack_pb2.GetStackRequest.FromString(raw)
+    for batch in _batches(image.stacks(request)):
+        yield stack_pb2.GetStackResponse(stacks=batch).SerializeToString()
+
+
 METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "Nlist": nlist,
     "Read": read,
@@ -197,4 +204,5 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "GetCpus": get_cpus,
     "GetSwapInfo": get_swap_info,
     "GetFiles": get_files,
+    "GetStack": get_stack,
 }

@@ -16,7 +16,7 @@ from kvmd.images.bsd.namelist import NameList
 from kvmd.images.bsd.netbsd import NetbsdCore
 from kvmd.images.linux.source import Source
 from kvmd.images.linux.symbols import to_wire
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2
 
 _HOST = os.uname().machine
 _MOST_TEXT = 1024
@@ -196,3 +196,7 @@ class BsdImage:
     def files(self, pid: int) -> NoReturn:
         """Refuse."""
         raise self._refusal("open files")
+
+    def stacks(self, request: stack_pb2.GetStackRequest) -> NoReturn:
+        """Refuse."""
+        raise self._refusal("stacks")

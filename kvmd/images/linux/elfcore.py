@@ -31,7 +31,8 @@ class ElfLayout:
             raise error(Reason.UNSUPPORTED_FORMAT, "an ELF file, but not a core dump")
         self.machine = head.machine
         found = elf.segments(source, head)
-        self.vmcoreinfo = self._vmcoreinfo(source, found)
+        self.notes = b"".join(elf.note_data(source, found))
+        self.vmcoreinfo = self._vmcoreinfo(self.notes)
         loads = [s for s in found if s.type == elf.PT_LOAD and s.memsz]
         if not loads:
             raise error(Reason.CORRUPT_IMAGE, "the core dump has no memory segments")
@@ -45,11 +46,10 @@ class ElfLayout:
         return "elf"
 
     @staticmethod
-    def _vmcoreinfo(source: Source, found: list[elf.Segment]) -> bytes:
-        for data in elf.note_data(source, found):
-            for name, _, text in elf.notes(data):
-                if name == b"VMCOREINFO":
-                    return text
+    def _vmcoreinfo(notes: bytes) -> bytes:
+        for name, _, text in elf.notes(notes):
+            if name == b"VMCOREINFO":
+                return text
         raise error(Reason.NO_VMCOREINFO, "the core dump has no VMCOREINFO note; dump the guest with vmcoreinfo=on")
 
     def _range(self, address: int) -> tuple[int, int, int | None] | None:

@@ -16,6 +16,7 @@ from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.program import open_dump
+from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.strings import StringReader
 from kvmd.images.linux.swap.reader import Facts, SwapReader
 from kvmd.images.linux.swapinfo import SwapAreas
@@ -23,7 +24,7 @@ from kvmd.images.linux.symbols import to_wire
 from kvmd.images.linux.system import CpuTimes, load_average
 from kvmd.images.linux.user import UserMemory
 from kvmd.images.linux.userpages import UserPages
-from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 _REFUSED = (
     Reason.SWAP_FOREIGN,
@@ -87,6 +88,11 @@ class LinuxImage:
     def _files(self) -> OpenFiles:
         with self._kernel.reading("the open files"):
             return OpenFiles(self._kernel, self._processes.tasks)
+
+    @cached_property
+    def _stacks(self) -> Stacks:
+        with self._kernel.reading("the stacks"):
+            return Stacks(self._kernel, self._processes.tasks)
 
     @cached_property
     def _swap(self) -> SwapAreas:
@@ -210,3 +216,7 @@ class LinuxImage:
     def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
         """See :class:`~kvmd.images.base.Image`."""
         yield from self._files.walk(pid)
+
+    def stacks(self, request: stack_pb2.GetStackRequest) -> Iterator[stack_pb2.Stack]:
+        """See :class:`~kvmd.images.base.Image`."""
+        yield from self._stacks.select(request)

@@ -75,8 +75,10 @@ class KdumpLayout:
         if info_size > _MAX_VMCOREINFO or not info_at:
             raise _corrupt("size_vmcoreinfo")
         self.vmcoreinfo = exact(self._source, info_at, info_size, "VMCOREINFO").rstrip(b"\0")
+        self._note = (0, 0)
         if self._version >= 4:
             self._bounds(note_at, note_size, "size_note")
+            self._note = (note_at, note_size)
         if self._version >= 5:
             self._bounds(erase_at, erase_size, "size_eraseinfo")
         return wide if self._version >= 6 else mapnr
@@ -86,6 +88,11 @@ class KdumpLayout:
             raise _corrupt(what)
         if size and offset + size > self._source.size:
             raise error(Reason.TRUNCATED_IMAGE, f"the dump ends before its {what}")
+
+    @property
+    def notes(self) -> bytes:
+        """See :class:`~kvmd.images.linux.layout.Layout`."""
+        return self._source.read(*self._note)
 
     @cached_property
     def format(self) -> str:

@@ -21,6 +21,10 @@ class Layout(Protocol):
         """The VMCOREINFO text."""
 
     @property
+    def notes(self) -> bytes:
+        """The ELF notes beside VMCOREINFO, among them CPUs' registers; empty where there are none."""
+
+    @property
     def page_size(self) -> int:
         """The size of a page in bytes."""
 

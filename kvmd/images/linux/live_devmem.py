@@ -93,6 +93,7 @@ class DevMem:
 
     page_size = PAGE
     format = "mem"
+    notes = b""
 
     def __init__(self, file: File, ram: Ram) -> None:
         self._fd = file.fd

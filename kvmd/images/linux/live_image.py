@@ -17,6 +17,7 @@ from kvmd.images.linux.live_kallsyms import LiveKallsyms
 from kvmd.images.linux.live_memory import open_live
 from kvmd.images.linux.live_modules import ModuleList
 from kvmd.images.linux.live_processes import LiveProcesses, LiveStrings, in_one_memory
+from kvmd.images.linux.live_stack import LiveStacks
 from kvmd.images.linux.live_steady import alike, each_process, steady
 from kvmd.images.linux.live_write import Writer
 from kvmd.images.linux.memory import Memory
@@ -58,6 +59,11 @@ class LiveImage(LinuxImage):
     def _strings(self) -> LiveStrings:
         with self.kernel.reading("the process list"):
             return LiveStrings(self.kernel, self._processes, self._pages)
+
+    @cached_property
+    def _stacks(self) -> LiveStacks:
+        with self.kernel.reading("the stacks"):
+            return LiveStacks(self.kernel, self._processes.tasks)
 
     @cached_property
     def _writer(self) -> Writer | None:

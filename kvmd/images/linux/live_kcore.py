@@ -108,6 +108,7 @@ class Kcore:
 
     page_size = PAGE
     format = "kcore"
+    notes = b""
 
     def __init__(self, file: File) -> None:
         self._fd = file.fd

@@ -32,14 +32,15 @@ def module_symbols(prog: Program, read: Read) -> dict[str, Found]:
         if count >= _MAX_MODULES:
             break
         try:
-            for symbol in _symbols(module, read):
+            for symbol in symbols_of(module, read):
                 found.setdefault(symbol.name, symbol)
         except KvmError:
             continue
     return found
 
 
-def _symbols(module: Object, read: Read) -> Iterator[Found]:
+def symbols_of(module: Object, read: Read) -> Iterator[Found]:
+    """Read one module's symbols, as its ELF file had them; undefined ones are left out."""
     table = module.kallsyms
     if not table:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
@@ -106,7 +107,25 @@ class Kallsyms:
     def at(self, address: int) -> list[Symbol]:
         """See :class:`SymbolTable`."""
         found: list[Symbol] = self._index(None, None, address, True)
+        return [max((symbol, *self._aliases.get(symbol.address, ())), key=likelihood) for symbol in found]
+
+    @cached_property
+    def _aliases(self) -> dict[int, list[Symbol]]:
+        """By address, those that the next one hides: a symbol ends where the next begins."""
+        found: dict[int, list[Symbol]] = {}
+        for symbol in self._index(None, None, None, False):
+            if not symbol.size:
+                found.setdefault(symbol.address, []).append(symbol)
         return found
+
+
+def likelihood(symbol: Symbol) -> tuple[int, bool, bool, str]:
+    """Of several symbols that hold an address, the one that begins last counts; a global one before static ones.
+
+    The linker's marks of where sections begin and end are nothing's names (scripts/kallsyms.c puts them last, too).
+    """
+    mark = symbol.name.startswith(("__start_", "__stop_")) or symbol.name.endswith(("_start", "_end"))
+    return symbol.address, not mark, symbol.binding is SymbolBinding.GLOBAL, symbol.name
 
 
 def vmcoreinfo_lookup(info: VmcoreInfo) -> Lookup:

@@ -12,7 +12,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Files
 from kvmd.images.procfs import files, system
 from kvmd.images.procfs.processes import Processes
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 
 def _no_files(call: str) -> KvmError:
@@ -99,3 +99,7 @@ class ProcfsImage:
     def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
         """See :class:`~kvmd.images.base.Image`; what the client may not see is absent."""
         return files.select(self._processes, pid)
+
+    def stacks(self, request: stack_pb2.GetStackRequest) -> Iterator[stack_pb2.Stack]:
+        """Refuse: /proc/PID/stack is for CAP_SYS_ADMIN alone, which this worker hasn't."""
+        raise _no_files("stack traces")

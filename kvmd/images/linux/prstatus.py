@@ -1,0 +1,59 @@
+"""The registers of CPUs that ran when a dump was made, from its NT_PRSTATUS notes.
+
+A kernel that panics saves each CPU's note in memory of that CPU (Linux kernel/crash_core.c, kexec_core.c: the per-CPU
+``crash_notes``), whatever the dump file has of them. A hypervisor that dumps writes one note for each CPU, in their
+order, into the file alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import cached_property
+
+from kvmd.errors import KvmError
+from kvmd.images.linux import elf
+from kvmd.images.linux.cpus import Cpus
+from kvmd.images.linux.kernel import Kernel
+
+_NT_PRSTATUS = 1
+_NOTE = 12 + 8 + 336  # header, "CORE", struct elf_prstatus of x86-64
+_REGISTERS = struct.Struct("<112x27Q")  # pr_reg: struct user_regs_struct, which begins as struct pt_regs does
+_ALL = (1 << 64) - 1
+
+
+def _registers(notes: bytes) -> list[tuple[int, ...]]:
+    found = (desc for name, kind, desc in elf.notes(notes) if name == b"CORE" and kind == _NT_PRSTATUS)
+    return [_REGISTERS.unpack_from(desc) for desc in found if len(desc) >= _REGISTERS.size]
+
+
+class SavedRegisters:
+    """The registers of one dump's CPUs."""
+
+    def __init__(self, kernel: Kernel, cpus: Cpus) -> None:
+        self._kernel = kernel
+        self._cpus = cpus
+
+    def of(self, cpu: int) -> tuple[int, ...] | None:
+        """A CPU's registers, as struct pt_regs has them and six more; None where nobody saved them."""
+        return self._in_memory.get(cpu) if self._in_memory else self._in_file.get(cpu)
+
+    @cached_property
+    def _in_memory(self) -> dict[int, tuple[int, ...]]:
+        found, read = self._kernel.builtin("crash_notes"), self._kernel.memory.kernel
+        saved: dict[int, tuple[int, ...]] = {}
+        if found is None:
+            return saved
+        offsets = self._cpus.offsets
+        for cpu in self._cpus.possible:
+            try:
+                place = int.from_bytes(read(found.value, 8), "little") + offsets[cpu] & _ALL
+                found_here = _registers(read(place, _NOTE))
+            except KvmError:  # left out of the dump, or overwritten
+                continue
+            if found_here:
+                saved[cpu] = found_here[0]
+        return saved
+
+    @cached_property
+    def _in_file(self) -> dict[int, tuple[int, ...]]:
+        return dict(zip(self._cpus.possible, _registers(self._kernel.dump.layout.notes), strict=False))
