@@ -22,7 +22,8 @@ RUFF = Path(sys.executable).with_name("ruff")
 
 MODULES = {
     "transports/base": "base", "session": "session", "handle": "handle", "memory": "memory", "writing": "writing",
-    "pages": "pages", "processes": "processes", "system": "system", "kernel": "kernel", "client": "client",
+    "pages": "pages", "processes": "processes", "stacks": "stacks", "system": "system", "kernel": "kernel",
+    "client": "client",
 }  # fmt: skip
 HAND_WRITTEN = {"__init__", "grpc", "opening", "transports"}
 MOVED = {f"libkvm.{old.replace('/', '.')}": f"libkvm.aio.{new}" for old, new in MODULES.items()}

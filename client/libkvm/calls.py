@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -57,6 +57,7 @@ GET_CPU_TIMES = Call("GetCpuTimes", system_pb2.GetCpuTimesRequest, system_pb2.Ge
 GET_CPUS = Call("GetCpus", system_pb2.GetCpusRequest, system_pb2.GetCpusResponse)
 GET_SWAP_INFO = Call("GetSwapInfo", system_pb2.GetSwapInfoRequest, system_pb2.GetSwapInfoResponse)
 GET_FILES = Call("GetFiles", system_pb2.GetFilesRequest, system_pb2.GetFilesResponse)
+GET_STACK = Call("GetStack", stack_pb2.GetStackRequest, stack_pb2.GetStackResponse)
 
 LIST_CONNECTIONS = Call("ListConnections", admin_pb2.ListConnectionsRequest, admin_pb2.ListConnectionsResponse, ADMIN)
 LIST_HANDLES = Call("ListHandles", admin_pb2.ListHandlesRequest, admin_pb2.ListHandlesResponse, ADMIN)

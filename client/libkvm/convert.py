@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -26,23 +26,23 @@ def record(cls: type[R], message: Message) -> R:
 @functools.cache
 def _getters(cls: Any, message: Any) -> tuple[Callable[[Any], object], ...]:
     return tuple(
-        _getter(message.DESCRIPTOR.fields_by_name, field.metadata.get("wire", field.name), "raw" in field.metadata)
+        _getter(message.DESCRIPTOR.fields_by_name, field.metadata.get("wire", field.name), field.metadata)
         for field in dataclasses.fields(cls)
     )
 
 
-def _getter(fields: Any, path: str, raw: bool) -> Callable[[Any], object]:
+def _getter(fields: Any, path: str, how: Mapping[str, Any]) -> Callable[[Any], object]:
     name, _, rest = path.partition(".")
     field: FieldDescriptor = fields[name]
     get: Callable[[Any], object]
     if rest:
         inside: Any = field.message_type
-        inner = _getter(inside.fields_by_name, rest, raw)
+        inner = _getter(inside.fields_by_name, rest, how)
 
         def get(message: Any) -> object:
             return inner(getattr(message, name))
     else:
-        convert = _conversion(field, raw)
+        convert = _conversion(field, how)
 
         def get(message: Any) -> object:
             return convert(getattr(message, name))
@@ -52,9 +52,11 @@ def _getter(fields: Any, path: str, raw: bool) -> Callable[[Any], object]:
     return lambda message: get(message) if message.HasField(name) else None
 
 
-def _conversion(field: FieldDescriptor, raw: bool) -> Callable[[Any], object]:
+def _conversion(field: FieldDescriptor, how: Mapping[str, Any]) -> Callable[[Any], object]:
     convert: Callable[[Any], object] = _same
-    if field.type == FieldDescriptor.TYPE_BYTES and not raw:
+    if "record" in how:
+        convert = functools.partial(record, how["record"])
+    elif field.type == FieldDescriptor.TYPE_BYTES and "raw" not in how:
         convert = text
     elif field.enum_type is not None:
         convert = functools.partial(_word, field.enum_type)

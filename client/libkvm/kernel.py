@@ -13,6 +13,7 @@ from libkvm.handle import Handle
 from libkvm.pages import Pages
 from libkvm.processes import Processes
 from libkvm.records import DumpHeader, Info, LogRecord, Symbol
+from libkvm.stacks import Stacks
 from libkvm.system import System
 from libkvm.writing import Writing
 
@@ -20,7 +21,7 @@ _NAMES = 4096  # of one Nlist request,
 _NAME_BYTES = 512  # and the longest of them: kallsyms itself ends at 512
 
 
-class Kernel(Memory, Writing, Pages, Processes, System, Handle):
+class Kernel(Memory, Writing, Pages, Processes, Stacks, System, Handle):
     """The running kernel or a crash dump, opened by :meth:`libkvm.Client.open`.
 
     A context manager; safe to use from several threads, which do not disturb each other.

@@ -1,6 +1,7 @@
 """What libkvm answers: frozen dataclasses, made from the wire's messages by :mod:`libkvm.convert`.
 
-A field has the name of the message's field unless its ``wire`` metadata say otherwise. Bytes that the
+A field has the name of the message's field unless its ``wire`` metadata say otherwise; ``record`` is the class of the
+records that it holds. Bytes that the
 kernel does not promise to be text decode as UTF-8 with surrogate escapes: ``os.fsencode`` gives them back.
 """
 
@@ -266,3 +267,51 @@ class OpenFile:
     device: int
     uid: int
     file_address: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of a kernel stack.
+
+    :ivar pc: the instruction: after a call, the one after it.
+    :ivar symbol: the function; empty where no symbol table names one.
+    :ivar offset: how far ``pc`` is behind the function's first byte; 0 if inlined.
+    :ivar module: the module that holds it; empty for the kernel's own.
+    :ivar kind: ``call``; ``interrupted``: where an interrupt or exception came, or registers were saved; ``inline``:
+        put into the frame below by the compiler (only an execfile with DWARF tells); ``found``: a call that was
+        searched for on the stack, since nothing tells how the code above uses it.
+    """
+
+    pc: int
+    symbol: str
+    offset: int
+    module: str
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack:
+    """The kernel stack of a task.
+
+    :ivar pid: the thread's id; 0 for a CPU's idle task.
+    :ivar task_address: the address of its struct task_struct.
+    :ivar cpu: the CPU that ran it, or None.
+    :ivar frames: the innermost first.
+    :ivar end: why there are no more: ``bottom`` and ``user`` (user space) are complete; ``no_unwind``: nothing tells
+        how the last frame's code uses its stack; ``fault``: see ``error``; ``corrupt``: the stack contradicts itself;
+        ``limit``: 256 frames; ``no_stack``: the task has ended; ``unspecified``: not begun, see ``error``.
+    :ivar error: what could not be read, or None.
+    """
+
+    pid: int
+    comm: str
+    task_address: int
+    cpu: int | None
+    frames: tuple[Frame, ...] = dataclasses.field(metadata={"record": Frame})
+    end: str
+    error: KvmError | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the trace reaches the stack's bottom or user space."""
+        return self.end in ("bottom", "user")

@@ -10,6 +10,7 @@ from libkvm.aio.handle import Handle
 from libkvm.aio.memory import Memory
 from libkvm.aio.pages import Pages
 from libkvm.aio.processes import Processes
+from libkvm.aio.stacks import Stacks
 from libkvm.aio.system import System
 from libkvm.aio.writing import Writing
 from libkvm.bounds import length_number
@@ -22,7 +23,7 @@ _NAMES = 4096  # of one Nlist request,
 _NAME_BYTES = 512  # and the longest of them: kallsyms itself ends at 512
 
 
-class Kernel(Memory, Writing, Pages, Processes, System, Handle):
+class Kernel(Memory, Writing, Pages, Processes, Stacks, System, Handle):
     """The running kernel or a crash dump, opened by :meth:`libkvm.Client.open`.
 
     An asynchronous context manager; safe to use from several tasks of one event loop, which do not disturb each other.

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from kvmd.errors import TABLE, KvmError, Reason, error
-from kvmd.v1 import error_pb2, memory_pb2, system_pb2
+from kvmd.v1 import error_pb2, memory_pb2, stack_pb2, system_pb2
 
 BASE = 0xFFFFFFFF81000000
 PER_CPU_START, PER_CPU_END = 0x1000, 0x3000
@@ -40,6 +40,16 @@ def abort(context: grpc.ServicerContext, failure: KvmError) -> None:
     context.abort_with_status(
         rpc_status.to_status(status_pb2.Status(code=code, message=failure.message, details=[detail]))
     )
+
+
+def stack(pid: int, cpu: int | None = None) -> stack_pb2.Stack:
+    """A stack that has frames of every kind."""
+    made = stack_pb2.Stack(pid=pid, comm=b"evil\x1b", task_address=BASE + pid, cpu=cpu, end=stack_pb2.STACK_END_USER)
+    made.frames.add(pc=BASE + 1, symbol="inner", kind=stack_pb2.FRAME_KIND_INLINE)
+    made.frames.add(pc=BASE + 1, symbol="outer", offset=1, kind=stack_pb2.FRAME_KIND_INTERRUPTED)
+    made.frames.add(pc=BASE + 9, symbol="in\x1bmodule", offset=8, module="m", kind=stack_pb2.FRAME_KIND_FOUND)
+    made.frames.add(pc=BASE + 99, kind=stack_pb2.FRAME_KIND_CALL)
+    return made
 
 
 class SystemCalls:
@@ -119,3 +129,20 @@ class SystemCalls:
             if request.pid in {0, pid}:
                 file = system_pb2.OpenFile(pid=pid, fd=3, path=path, type="character", flags=2, position=5, uid=4)
                 yield system_pb2.GetFilesResponse(files=[file])
+
+    def GetStack(self, request, context):  # noqa: N802
+        self._enter("GetStack", request, context, request.descriptor)
+        failed = stack_pb2.Stack(pid=30, error=wire(error(Reason.TASK_RUNNING, "runs")))
+        torn = stack(2)
+        torn.end = stack_pb2.STACK_END_FAULT
+        torn.error.CopyFrom(wire(error(Reason.EXCLUDED, "left out", address=BASE)))
+        which = request.WhichOneof("whose")
+        if which == "cpu":
+            yield stack_pb2.GetStackResponse(stacks=[stack(1, request.cpu)])
+        elif which is None:
+            yield stack_pb2.GetStackResponse(stacks=[stack(1, 3)])
+            yield stack_pb2.GetStackResponse(stacks=[torn, failed])
+        elif request.pid in (1, 2):
+            yield stack_pb2.GetStackResponse(stacks=[stack(1) if request.pid == 1 else torn])
+        else:
+            abort(context, error(Reason.NO_SUCH_PROCESS, f"no process has the id {request.pid}"))

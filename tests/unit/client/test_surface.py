@@ -13,7 +13,7 @@ import pytest
 
 import libkvm
 from kvmd import errors as shared
-from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 from libkvm import calls, records
 
 MANUAL = Path(__file__).parents[3] / "docs" / "man"
@@ -22,13 +22,14 @@ ARG_MAX CPUSTATES CP_IDLE CP_INTR CP_NICE CP_SYS CP_USER KERN_FILE_BYFILE KERN_F
 KERN_PROC_KTHREAD KERN_PROC_PGRP KERN_PROC_PID KERN_PROC_RGID KERN_PROC_RUID KERN_PROC_SESSION KERN_PROC_TTY
 KERN_PROC_TTY_NODEV KERN_PROC_TTY_REVOKE KERN_PROC_UID KVM_NO_FILES N_ABS N_BSS N_DATA N_EXT N_TEXT N_UNDF
 POSIX2_LINE_MAX VM_PROT_EXECUTE VM_PROT_READ VM_PROT_WRITE AccessError CancelledError Client Cpu CpuTimes
-DeadlineError DescriptorError DumpHeader ErrBuf FaultError FormatError Info InternalError Kernel KvmError LimitError
-LogRecord Nlist OpenFile Page Process ProcessError RangeResult Reason RequestError SourceError SourceNotFoundError
-SwapArea SwapInfo Symbol SymbolNotFoundError UnavailableError UnsupportedError connect kvm_close kvm_counter_u64_fetch
-kvm_dpcpu_setcpu kvm_dump_inval kvm_dump_mkheader kvm_dump_wrtheader kvm_getargv kvm_getargv2 kvm_getcptime
-kvm_getenvv kvm_getenvv2 kvm_geterr kvm_getfiles kvm_getkernelname kvm_getloadavg kvm_getlwps kvm_getmaxcpu
-kvm_getncpus kvm_getpcpu kvm_getproc2 kvm_getprocs kvm_getswapinfo kvm_kerndisp kvm_native kvm_nlist kvm_nlist2
-kvm_open kvm_open2 kvm_openfiles kvm_read kvm_read2 kvm_read_zpcpu kvm_uread kvm_walk_pages kvm_write
+DeadlineError DescriptorError DumpHeader ErrBuf FaultError FormatError Frame Info InternalError Kernel KvmError
+LimitError LogRecord Nlist OpenFile Page Process ProcessError RangeResult Reason RequestError SourceError
+SourceNotFoundError Stack SwapArea SwapInfo Symbol SymbolNotFoundError UnavailableError UnsupportedError connect
+kvm_close kvm_counter_u64_fetch kvm_dpcpu_setcpu kvm_dump_inval kvm_dump_mkheader kvm_dump_wrtheader kvm_getargv
+kvm_getargv2 kvm_getcptime kvm_getenvv kvm_getenvv2 kvm_geterr kvm_getfiles kvm_getkernelname kvm_getloadavg
+kvm_getlwps kvm_getmaxcpu kvm_getncpus kvm_getpcpu kvm_getproc2 kvm_getprocs kvm_getswapinfo kvm_kerndisp kvm_native
+kvm_nlist kvm_nlist2 kvm_open kvm_open2 kvm_openfiles kvm_read kvm_read2 kvm_read_zpcpu kvm_uread kvm_walk_pages
+kvm_write
 """
 
 
@@ -107,6 +108,8 @@ def test_the_call_table_agrees_with_the_service(name):
         (records.CpuTimes, system_pb2.CpuTimes, set()),
         (records.SwapArea, system_pb2.SwapArea, set()),
         (records.OpenFile, system_pb2.OpenFile, set()),
+        (records.Frame, stack_pb2.Frame, set()),
+        (records.Stack, stack_pb2.Stack, set()),
     ],
 )
 def test_records_have_the_fields_of_their_messages(cls, message, left_out):
