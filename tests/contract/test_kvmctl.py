@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from images import fixture
+
 TRANSPORTS = ["grpc"]
 
 
@@ -48,6 +50,17 @@ def test_info_nlist_read_and_dmesg(dump):
     read = document("read", "-M", dump.path, "linux_banner", "14")
     assert bytes.fromhex(read["data"]) == b"Linux version "
     assert document("dmesg", "-M", dump.path)["records"][0]["text"]
+
+
+def test_nlist_says_where_values_come_from():
+    whole = fixture("debian-6.1-panic/vmcore.kdump").path
+    kernel, module = document("nlist", "-M", str(whole), "linux_banner", "vp_modern_probe")["symbols"]
+    part = str(fixture("micro/zstd").path)
+    [vmcoreinfo] = document("nlist", "-M", part, "init_uts_ns", KVMD_TARGET="")["symbols"]
+
+    assert (kernel["source"], kernel["module"]) == ("kallsyms", "")
+    assert (module["source"], module["module"]) == ("kallsyms", "virtio_pci_modern_dev")
+    assert (vmcoreinfo["source"], vmcoreinfo["module"]) == ("vmcoreinfo", "")
 
 
 def test_args(dump):

@@ -33,7 +33,7 @@ class Found:
     module: str = ""
 
 
-_BOUNDS = ("_text", "_etext", "_sinittext", "_einittext", "__bss_start", "_end")
+_BOUNDS = ("_text", "_etext", "_sinittext", "_einittext", "__bss_start", "_end", "_sdata", "_edata")
 _PLACES = (("_text", "_etext", N_TEXT), ("_sinittext", "_einittext", N_TEXT), ("__bss_start", "_end", N_BSS))
 
 Lookup = Callable[[str], Found | None]
@@ -61,10 +61,12 @@ class Sections:
     def __init__(self, address: Callable[[str], int]) -> None:
         bounds = {name: address(name) for name in _BOUNDS}
         self._places = [(bounds[low], bounds[high], kind) for low, high, kind in _PLACES if bounds[low]]
+        # Some kernels (Debian's 7.2) are linked so that nm(1), and with it kallsyms, calls all data text.
+        self._data = range(bounds["_sdata"], bounds["_edata"])
 
     def n_type(self, address: int, *, code: bool, external: bool) -> int:
         """The type as in nlist(3) of a symbol that is known to be code, or not known to be."""
-        if code:
+        if code and address not in self._data:
             return N_TEXT | external
         if address < KERNEL:
             return N_ABS | external

@@ -20,12 +20,15 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "init_pid_ns": ("struct pid_namespace",),
     "init_uts_ns": ("struct uts_namespace",),
     "init_net": ("struct net",),
+    "arp_tbl": ("struct neigh_table",),
     "init_ipc_ns": ("struct ipc_namespace",),
     "net_namespace_list": ("struct list_head",),
     "root_task_group": ("struct task_group",),
     "nr_threads": ("int",),
     "total_forks": ("unsigned long",),
     "pidhash_shift": ("unsigned int",),
+    "uidhash_table": ("struct hlist_head []",),
+    "ipc_mni_shift": ("int",),
     "task_state_array": ("const char *[9]",),
     "task_struct_cachep": ("struct kmem_cache *",),
     # Per CPU and topology.
@@ -34,12 +37,17 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "__cpu_online_mask": ("struct cpumask",),
     "__cpu_possible_mask": ("struct cpumask",),
     "__cpu_present_mask": ("struct cpumask",),
+    "crash_notes": ("note_buf_t *",),
     "node_states": ("nodemask_t []",),
     "nr_node_ids": ("unsigned int",),
     # Memory management.
     "node_data": ("struct pglist_data *[]",),
     "contig_page_data": ("struct pglist_data",),
     "mem_section": ("struct mem_section **",),
+    "__highest_present_section_nr": ("unsigned long",),
+    "sections_per_block": ("int",),
+    "memory_subsys": ("struct bus_type",),
+    "memblock": ("struct memblock",),
     "mem_map": ("struct page *",),
     "vmemmap_base": ("unsigned long",),
     "page_offset_base": ("unsigned long",),
@@ -60,8 +68,11 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "vmap_area_root": ("struct rb_root",),
     "vmap_nodes": ("struct vmap_node *",),
     "nr_vmap_nodes": ("int",),
+    "vmap_zone_size": ("unsigned long",),
+    "thread_stack_cache": ("struct kmem_cache *",),
     "slab_caches": ("struct list_head",),
     "slab_kset": ("struct kset *",),
+    "swap_active_head": ("struct plist_head",),
     "swap_info": ("struct swap_info_struct *[]",),
     "nr_swapfiles": ("unsigned int",),
     "swapper_spaces": ("struct address_space *[]",),
@@ -75,9 +86,17 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "userspace_init_fs": ("struct fs_struct",),
     "blockdev_superblock": ("struct super_block *",),
     "chrdevs": ("struct char_device_struct *[]",),
+    "cdev_map": ("struct kobj_map *",),
+    "major_names": ("struct blk_major_name *[]",),
+    "ns_file_operations": ("struct file_operations",),
+    "sysfs_root_kn": ("struct kernfs_node *",),
     "class_kset": ("struct kset *",),
     "bus_kset": ("struct kset *",),
+    **dict.fromkeys(
+        ("bus_ktype", "class_ktype", "device_ktype", "driver_ktype", "module_ktype"), ("struct kobj_type",)
+    ),
     "block_class": ("struct class",),
+    "pci_bus_type": ("struct bus_type",),
     "pci_root_buses": ("struct list_head",),
     "iomem_resource": ("struct resource",),
     "ioport_resource": ("struct resource",),
@@ -85,12 +104,15 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "modules": ("struct list_head",),
     "mod_tree": ("struct mod_tree_root",),
     "cgrp_dfl_root": ("struct cgroup_root",),
+    "cgroup_mutex": ("struct mutex",),
     "prog_idr": ("struct idr",),
     "map_idr": ("struct idr",),
     "btf_idr": ("struct idr",),
     "link_idr": ("struct idr",),
     # Interrupts.
-    "irq_desc_tree": ("struct radix_tree_root",),
+    "idt_table": ("gate_desc []",),
+    "irq_desc_tree": ("struct radix_tree_root", "struct xarray"),  # the first is a macro for the other since 4.20
+    "poll_spurious_irq_timer": ("struct timer_list",),
     "sparse_irqs": ("struct maple_tree",),
     "nr_irqs": ("unsigned int", "int"),
     "total_nr_irqs": ("unsigned int",),
@@ -106,6 +128,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "avenrun": ("unsigned long [3]",),
     "timekeeper_data": ("struct tk_data []",),
     "tainted_mask": ("unsigned long",),
+    "taint_flags": ("struct taint_flag []",),
     "panic_cpu": ("atomic_t",),
     "saved_command_line": ("char *",),
     "linux_banner": ("char []",),
@@ -150,6 +173,10 @@ class Variables:
             return self._types.type(variable)
         if name == "tk_core":
             return self._anonymous(("seq", "seqcount_raw_spinlock_t"), ("timekeeper", "struct timekeeper"))
+        if name == "cpu_bit_bitmap":  # a mask for each CPU of a word, and one of none (include/linux/cpumask.h)
+            word = self._prog.type("unsigned long")
+            words = sizeof(self._prog.type("struct cpumask")) // sizeof(word)
+            return self._prog.array_type(self._prog.array_type(word, words), 8 * sizeof(word) + 1)
         for declared in VARIABLES.get(name, ()):
             try:
                 found = self._prog.type(declared)

@@ -10,7 +10,7 @@ import pytest
 
 from images import DATA, fixture
 from kvmd.errors import KvmError, Reason
-from kvmd.images.linux.symbols import N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, vmcoreinfo_lookup
+from kvmd.images.linux.symbols import N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Sections, vmcoreinfo_lookup
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 from kvmd.v1 import process_pb2
 from kvmd.v1 import symbol_pb2 as pb
@@ -101,3 +101,22 @@ def test_vmcoreinfo_lines() -> None:
     assert found is not None
     assert found.n_type == N_TEXT | N_EXT
     assert vmcoreinfo_lookup(info)("b") is None
+
+
+def test_data_that_kallsyms_calls_text_is_data() -> None:
+    """Debian's 7.2 has a T for init_task."""
+    base = 0xFFFFFFFF81000000
+    bounds = {"_text": base, "_etext": base + 0x1000, "_sdata": base + 0x2000, "_edata": base + 0x3000}
+    sections = Sections(lambda name: bounds.get(name, 0))
+    assert sections.n_type(base + 0x2000, code=True, external=True) == N_DATA | N_EXT
+    assert sections.n_type(base + 0x10, code=True, external=False) == N_TEXT
+    assert sections.n_type(base + 0x4000, code=True, external=False) == N_TEXT  # .exit.text and its like
+
+
+def test_a_name_at_an_address_is_no_mark_of_the_linker(qemu: Any) -> None:
+    """__schedule begins where its section does."""
+    prog = qemu.image.kernel.prog
+    start, function = (qemu.image.kernel.address(name) for name in ("__sched_text_start", "__schedule"))
+    if start != function:
+        pytest.skip("this build has something between")
+    assert prog.symbol(function + 8).name == "__schedule"
