@@ -244,7 +244,7 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_DUMP_HEADER: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, "no valid dump header", "a NetBSD dump device's image, opened without the place of its dump; use kvm_dump_mkheader"),
     Reason.NO_VMCOREINFO: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "the dump has no VMCOREINFO note"),
     Reason.NO_SYMBOLS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no symbol table in the image; name a vmlinux as execfile"),
-    Reason.NO_TYPES: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no BTF in the image; name a vmlinux with DWARF as execfile"),
+    Reason.NO_TYPES: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no BTF in the image; name a vmlinux with DWARF, or raw BTF, as execfile"),
     Reason.EXEC_NOT_ELF: Row(FormatError, "INVALID_ARGUMENT", E.ENOEXEC, "kernel is not an ELF file", "execfile is no ELF file"),
     Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile, and so the name list, has neither symbols nor DWARF"),
     Reason.EXEC_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "execfile belongs to another kernel than the image"),

@@ -45,6 +45,11 @@ class ExecFile:
             raise error(Reason.EXEC_NOT_ELF, f"{file.name} is no intact ELF file: {e.message}", path=file.name) from e
         self.dwarf = any(s.name in (".debug_info", ".zdebug_info") for s in self._sections)
 
+    @property
+    def stripped(self) -> bool:
+        """Whether it has neither symbols nor DWARF."""
+        return not self.symbols and not self.dwarf
+
     def _check_kernel(self, info: VmcoreInfo) -> None:
         mine = self._build_id()
         if mine and info.build_id:

@@ -152,7 +152,7 @@ class LinuxImage:
         :raises KvmError: EXEC_STRIPPED where an execfile without symbols was named.
         """
         execfile = self._kernel.execfile
-        if execfile and not execfile.symbols and not execfile.dwarf:
+        if execfile and execfile.stripped:
             raise stripped(execfile.file)
         return [to_wire(name, self._kernel.symbol(name)) for name in names]
 

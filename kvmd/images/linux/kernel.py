@@ -13,6 +13,7 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
 from kvmd.images.linux.btf import MAX_SIZE, Btf
+from kvmd.images.linux.btffile import BtfFile, is_btf
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.memory import Memory, in_chunks
@@ -41,7 +42,7 @@ class Sources:
 class Kernel:
     """What the rest of the package works with.
 
-    :raises KvmError: EXEC_NOT_ELF, EXEC_FOREIGN for a bad execfile.
+    :raises KvmError: EXEC_NOT_ELF, EXEC_FOREIGN, CORRUPT_DATA for a bad execfile.
     """
 
     def __init__(self, dump: Dump, execfile: File | None = None, sources: Sources | None = None) -> None:
@@ -50,14 +51,17 @@ class Kernel:
         self.prog: Program = dump.prog
         self.info = dump.vmcoreinfo
         self.memory = Memory(dump)
-        self.execfile = ExecFile(execfile, dump.vmcoreinfo) if execfile else None
+        self.execfile = self._open(execfile) if execfile else None
         self._loading = False
         self.prog.register_symbol_finder("kvmd", self._find_symbols, enable_index=0)
-        if self.execfile and self.execfile.dwarf:
+        if isinstance(self.execfile, ExecFile) and self.execfile.dwarf:
             self.execfile.load_dwarf(self.prog)
         else:
             self.prog.register_type_finder("kvmd", self._find_type, enable_index=0)
             self.prog.register_object_finder("kvmd", self._find_object, enable_index=-1)
+
+    def _open(self, execfile: File) -> ExecFile | BtfFile:
+        return BtfFile(execfile, self.info, self.prog) if is_btf(execfile) else ExecFile(execfile, self.info)
 
     @property
     def types_source(self) -> str:
@@ -155,10 +159,18 @@ class Kernel:
 
     @cached_property
     def _types(self) -> Types:
+        if isinstance(self.execfile, BtfFile):
+            return self._types_of(self.execfile)
         if self._sources.btf is not None:
             with suppress(KvmError):
                 return Types(self.prog, Btf(self._sources.btf()))
         return Types(self.prog, Btf(self._btf_in_memory()))
+
+    def _types_of(self, file: BtfFile) -> Types:
+        start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")
+        if start and stop and stop.value - start.value != file.size:
+            raise file.foreign(self.info, f"the kernel's BTF has {stop.value - start.value} bytes")
+        return file.types
 
     def _btf_in_memory(self) -> bytes:
         start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")

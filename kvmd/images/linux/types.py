@@ -7,7 +7,7 @@ follow without end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from drgn import (
     Object,
@@ -16,7 +16,6 @@ from drgn import (
     Type,
     TypeEnumerator,
     TypeKind,
-    TypeKindSet,
     TypeMember,
     TypeParameter,
 )
@@ -83,7 +82,7 @@ class Types:
         values = dict(self.btf.enumerators(self.btf.record(type_id)))
         return Object(self._prog, self.type(type_id), values[name])
 
-    def find(self, _prog: Program, kinds: TypeKindSet, name: str, _filename: str | None) -> Type | None:
+    def find(self, _prog: Program, kinds: Container[TypeKind], name: str, _filename: str | None) -> Type | None:
         """Find a type by name; the signature is that of drgn's type finders."""
         for kind, wanted in _KINDS.items():
             if kind in kinds and (type_id := self.btf.find(name, *wanted)) is not None:

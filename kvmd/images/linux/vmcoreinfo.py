@@ -42,6 +42,10 @@ class VmcoreInfo:
         """The value of a NUMBER() line."""
         return self._int(f"NUMBER({name})", 10)
 
+    def size(self, name: str) -> int | None:
+        """The value of a SIZE() line."""
+        return self._int(f"SIZE({name})", 10)
+
     def offset(self, name: str) -> int | None:
         """The value of an OFFSET() line."""
         return self._int(f"OFFSET({name})", 10)
