@@ -15,6 +15,8 @@ from kvmd.images.linux import elf
 from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.source import DumpSource, Source
 
+_NOTE_SEGMENTS = 4
+
 
 class ElfLayout:
     """An ELF core of a kernel.
@@ -31,8 +33,8 @@ class ElfLayout:
             raise error(Reason.UNSUPPORTED_FORMAT, "an ELF file, but not a core dump")
         self.machine = head.machine
         found = elf.segments(source, head)
-        self.notes = b"".join(elf.note_data(source, found))
-        self.vmcoreinfo = self._vmcoreinfo(self.notes)
+        self._noted = found
+        self.vmcoreinfo = self._vmcoreinfo(source, found)
         loads = [s for s in found if s.type == elf.PT_LOAD and s.memsz]
         if not loads:
             raise error(Reason.CORRUPT_IMAGE, "the core dump has no memory segments")
@@ -41,15 +43,22 @@ class ElfLayout:
         self._starts = [start for start, _, _ in self._ranges]
 
     @property
+    def notes(self) -> bytes:
+        """See :class:`~kvmd.images.linux.layout.Layout`; those of the first segments that have any."""
+        noted = [segment for segment in self._noted if segment.type == elf.PT_NOTE]
+        return b"".join(elf.note_data(self._source, noted[:_NOTE_SEGMENTS]))
+
+    @property
     def format(self) -> str:
         """Always ``elf``."""
         return "elf"
 
     @staticmethod
-    def _vmcoreinfo(notes: bytes) -> bytes:
-        for name, _, text in elf.notes(notes):
-            if name == b"VMCOREINFO":
-                return text
+    def _vmcoreinfo(source: Source, found: list[elf.Segment]) -> bytes:
+        for data in elf.note_data(source, found):
+            for name, _, text in elf.notes(data):
+                if name == b"VMCOREINFO":
+                    return text
         raise error(Reason.NO_VMCOREINFO, "the core dump has no VMCOREINFO note; dump the guest with vmcoreinfo=on")
 
     def _range(self, address: int) -> tuple[int, int, int | None] | None:

@@ -8,6 +8,7 @@ order, into the file alone.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from functools import cached_property
 
 from kvmd.errors import KvmError
@@ -21,9 +22,10 @@ _REGISTERS = struct.Struct("<112x27Q")  # pr_reg: struct user_regs_struct, which
 _ALL = (1 << 64) - 1
 
 
-def _registers(notes: bytes) -> list[tuple[int, ...]]:
-    found = (desc for name, kind, desc in elf.notes(notes) if name == b"CORE" and kind == _NT_PRSTATUS)
-    return [_REGISTERS.unpack_from(desc) for desc in found if len(desc) >= _REGISTERS.size]
+def _registers(notes: bytes) -> Iterator[tuple[int, ...]]:
+    for name, kind, desc in elf.notes(notes):
+        if name == b"CORE" and kind == _NT_PRSTATUS and len(desc) >= _REGISTERS.size:
+            yield _REGISTERS.unpack_from(desc)
 
 
 class SavedRegisters:
@@ -47,11 +49,11 @@ class SavedRegisters:
         for cpu in self._cpus.possible:
             try:
                 place = int.from_bytes(read(found.value, 8), "little") + offsets[cpu] & _ALL
-                found_here = _registers(read(place, _NOTE))
+                registers = next(_registers(read(place, _NOTE)), None)
             except KvmError:  # left out of the dump, or overwritten
                 continue
-            if found_here:
-                saved[cpu] = found_here[0]
+            if registers is not None:
+                saved[cpu] = registers
         return saved
 
     @cached_property
