@@ -19,6 +19,7 @@ from live_freebsd import FREEBSD
 from live_lockdown import LOCKDOWN
 from live_memory import MEMORY
 from live_processes import PROCESSES
+from live_stacks import STACKS
 from live_swap import SWAP
 from live_symbols import SYMBOLS
 from live_system import SYSTEM
@@ -29,9 +30,8 @@ from guest import Daemon
 Check = Callable[[], str]
 # New checks are added to a table of their own file, or here; those of /dev/mem and of lockdown come last, for they
 # change this kernel.
-CHECKS: dict[str, Check] = {
-    **SYMBOLS, **TYPES, **PROCESSES, **SYSTEM, **ACCESS, **FREEBSD, **SWAP, **MEMORY, **LOCKDOWN,
-}  # fmt: skip
+FAMILIES = (SYMBOLS, TYPES, PROCESSES, STACKS, SYSTEM, ACCESS, FREEBSD, SWAP, MEMORY, LOCKDOWN)
+CHECKS: dict[str, Check] = {name: check for family in FAMILIES for name, check in family.items()}
 
 
 def say(text: str) -> None:
