@@ -64,7 +64,7 @@ def load(name: str) -> Dump:
     return Dump(name, os.path.realpath(found.path), found.truth)
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="session")
 def dump(request) -> Dump:
     return load(request.param)
 
@@ -160,9 +160,17 @@ SESSIONS: dict[str, dict[str, Session]] = {name: {} for name in CONNECT}
 
 
 def pytest_generate_tests(metafunc) -> None:
-    """Run every test over four transports, but for modules that say otherwise."""
-    if "transport" in metafunc.fixturenames:
-        metafunc.parametrize("transport", getattr(metafunc.module, "TRANSPORTS", USUAL), indirect=True)
+    """Run every test over four transports, but for modules that say otherwise.
+
+    A test of every dump meets every dump over one of them, and every transport with the newest dump: all pairs would
+    say little more.
+    """
+    transports = getattr(metafunc.module, "TRANSPORTS", USUAL)
+    if "dump" in metafunc.fixturenames:
+        pairs = [*((name, transports[0]) for name in NAMES), *((NAMES[-1], each) for each in transports[1:])]
+        metafunc.parametrize(("dump", "transport"), pairs, indirect=True)
+    elif "transport" in metafunc.fixturenames:
+        metafunc.parametrize("transport", transports, indirect=True)
 
 
 @pytest.fixture

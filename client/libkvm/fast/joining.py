@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -14,7 +15,7 @@ from collections.abc import Callable
 
 from kvmd.fast import ENDED, TICKET
 from libkvm.calls import GET_TICKET
-from libkvm.errors import KvmError
+from libkvm.errors import KvmError, UnavailableError
 from libkvm.fast.link import Link
 from libkvm.fast.pages import Pages
 from libkvm.session import Session
@@ -36,6 +37,7 @@ class Direct:
     """The link of one opened image: made when it is first needed, and anew if it was revoked and granted again.
 
     :ivar cached: reads from the page cache; None for what isn't there.
+    :ivar lost: whether the daemon has ended, and the image with it: another one knows nothing of it.
     """
 
     def __init__(self, session: Session) -> None:
@@ -43,6 +45,7 @@ class Direct:
         self._session = session
         self._link: Link | None = None
         self._wanted = True
+        self.lost = False
         self._joined = -math.inf
         self._turn = threading.Lock()
         session.attached.add(self)
@@ -86,12 +89,17 @@ class Direct:
 
 
 def join(session: Session, descriptor: str) -> Link | None:
-    """Make a link for a descriptor; None if there is to be none: the daemon says why when it is asked for the read."""
+    """Make a link for a descriptor; None if there is to be none: the daemon says why when it is asked for the read.
+
+    :raises UnavailableError: the daemon, or the image's worker, is gone: a read would say so, or wait for another.
+    """
     if not session.local:
         return None
     try:
         answer = session.unary(GET_TICKET, GET_TICKET.request(descriptor=descriptor), min(session.timeout, _PATIENCE))
         return _hand_in(answer.socket, answer.ticket) if len(answer.ticket) == TICKET else None
+    except UnavailableError:
+        raise
     except (KvmError, OSError, ValueError):
         return None
 
@@ -108,17 +116,26 @@ def _hand_in(path: str, ticket: bytes) -> Link | None:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         for fd in fds:
             stack.callback(os.close, fd)
-        return _made(fds) if len(fds) >= 2 else None
+        return _made(fds, door) if len(fds) >= 2 else None
 
 
-def _made(fds: array.array[int]) -> Link:
+def _made(fds: array.array[int], door: socket.socket) -> Link:
     """Of duplicates; the caller closes the originals."""
     window = Link.map(fds[1])
     ended = memoryview(window)[ENDED : ENDED + 8].cast("Q")
     pages = Pages(fds[2], os.fstat(fds[2]).st_size, ended) if len(fds) > 2 else None
     sock = socket.socket(fileno=os.dup(fds[0]))
     sock.setblocking(True)
-    return Link(sock, window, pages)
+    return Link(sock, window, pages, _daemon(door))
+
+
+def _daemon(door: socket.socket) -> int | None:
+    """A pidfd of the process that listens at the door, which is the daemon's own even where systemd has the other."""
+    pid, _uid, _gid = struct.unpack("=iII", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # of another namespace, or an old kernel
+        return None
 
 
 def _after_fork() -> None:

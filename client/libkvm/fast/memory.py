@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from kvmd.fast import HALF, MOST_RANGES
 from libkvm import memory
 from libkvm.bounds import address_number, length_number
-from libkvm.errors import KvmError
+from libkvm.errors import KvmError, Reason, error
 from libkvm.fast.joining import Direct
-from libkvm.fast.link import BrokenLinkError, Link
+from libkvm.fast.link import BrokenLinkError, Link, NoDaemonError
 from libkvm.memory import MIB, Buffer, readable_part, space_number
 from libkvm.records import RangeResult
 
@@ -34,11 +34,19 @@ class Memory(memory.Memory):
         super().close()
 
     def _try(self, use: Callable[[Link, float], R], until: float) -> R | None:
-        """Do something over the link, until then; None: ask the daemon, which has what time is left."""
+        """Do something over the link, until then; None: ask the daemon, which has what time is left.
+
+        :raises UnavailableError: the daemon has ended. To ask would be to ask another one, or to wait for it in vain.
+        """
+        if self._direct.lost:
+            raise error(Reason.UNREACHABLE, f"the kvmd on {self._session.target} has ended; open the image again")
         if (link := self._direct.link(self._id)) is None:
             return None
         try:
             return use(link, max(until - time.monotonic(), _NO_TIME))
+        except NoDaemonError:
+            self._direct.lost = True
+            return self._try(use, until)
         except (BrokenLinkError, TimeoutError):
             return None
 
