@@ -140,7 +140,7 @@ def test_an_error_names_the_request_that_the_record_names(daemon: Daemon) -> Non
 def test_reads_are_put_on_the_record_as_they_add_up() -> None:
     with running_daemon([DUMP.parent], "[audit]\nread_bytes = 8000\n") as daemon:
         with libkvm.connect(daemon.target) as client, client.open(corefile=DUMP) as kernel:
-            kernel._direct.drop()  # tests/e2e/test_fast.py has what is read directly
+            kernel._direct.drop()  # tests/e2e/fast has what is read directly
             page = kernel.symbol("linux_banner").value & ~0xFFF
             for _ in range(2):
                 kernel.read(page, 0x1000)
