@@ -295,11 +295,15 @@ class TestPrivate:
         ):
             pass
 
-    def test_a_daemon_that_does_not_stop_is_killed(self, monkeypatch):
-        monkeypatch.setattr(private, "_STOP", 0.1)
-        code = "import signal, sys; signal.signal(15, signal.SIG_IGN); print('kvmd: ready', file=sys.stderr)"
-        with private._running([sys.executable, "-u", "-c", f"{code}; signal.pause()"]):
-            pass
+    def test_a_daemon_that_does_not_stop_is_killed(self):
+        """In a process without gRPC's threads, as kvmctl is when it starts one: a fork does not agree with them."""
+        deaf = "import signal, sys; signal.signal(15, signal.SIG_IGN); print('kvmd: ready', file=sys.stderr)"
+        code = (
+            "import sys; from libkvm.cli import private; private._STOP = 0.1\n"
+            f"with private._running([sys.executable, '-u', '-c', {deaf + '; signal.pause()'!r}]): print('ran')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
     def test_a_running_daemon_is_preferred(self, target, tmp_path, monkeypatch, capsys):
         monkeypatch.delenv("KVMD_TARGET")

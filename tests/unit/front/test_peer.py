@@ -34,18 +34,18 @@ def test_of_ourselves(pair):
 
 def test_the_pidfd_is_the_processes_and_not_inherited(listener, spawn):
     process = spawn("sock.recv(1)")
-    with listener.accept()[0] as client:
+    with listener.accept()[0] as client:  # which the process waits for
         _, pidfd = credentials(client)
-    try:
-        with open(f"/proc/self/fdinfo/{pidfd}") as info:
-            assert f"Pid:\t{process.pid}\n" in info.read()
-        assert not os.get_inheritable(pidfd)
-        assert not exited(pidfd)
-        process.kill()
-        process.wait()
-        assert exited(pidfd)
-    finally:
-        os.close(pidfd)
+        try:
+            with open(f"/proc/self/fdinfo/{pidfd}") as info:
+                assert f"Pid:\t{process.pid}\n" in info.read()
+            assert not os.get_inheritable(pidfd)
+            assert not exited(pidfd)
+            process.kill()
+            process.wait()
+            assert exited(pidfd)
+        finally:
+            os.close(pidfd)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs uid 0")
