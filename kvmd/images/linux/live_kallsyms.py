@@ -12,6 +12,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 from drgn import Symbol
 
@@ -23,7 +24,10 @@ from kvmd.v1 import symbol_pb2
 
 _LINE = re.compile(rb"^([0-9a-f]{16}) ([!-~]) ([^\s]+)(?:\t\[([^\s\]]+)\])?$", re.M)
 _MAX_BYTES = 256 << 20
+_SHOWN = re.compile(rb"^(?!0{16})[0-9a-f]{16} ", re.M)
 _TRIES = 3
+_FEW = 48  # names that are looked for in the text; from there on a table of all is quicker
+_FEW = 48  # names that are looked for in the text: from there on to make a table of it is quicker
 _PATIENCE = 5.0
 # Of modules, whose sections have no bounds: nm(1)'s letters; small ones are local.
 _LETTERS = {b"t": N_TEXT, b"w": N_TEXT, b"b": N_BSS, b"a": N_ABS}
@@ -32,21 +36,65 @@ Row = tuple[int, bytes, bytes]
 """Address, letter, module (empty: none)."""
 
 
-class Table:
-    """One reading of the file.
+class Text:
+    """One reading of the file. The first few names are found without a table of all, which takes a while to make.
 
     :raises KvmError: NO_SYMBOLS if it holds none, or hides their addresses.
     """
 
     def __init__(self, text: bytes) -> None:
-        found = _LINE.findall(text)
-        if not found:
+        if not _LINE.search(text):
             raise error(Reason.NO_SYMBOLS, "/proc/kallsyms is empty: the kernel lacks CONFIG_KALLSYMS, or it is hidden")
-        digits = b"".join(row[0] for row in found).decode("ascii")
-        values = struct.unpack(f">{len(found)}Q", bytes.fromhex(digits))
-        if not any(values):
+        if not _SHOWN.search(text):
             message = "/proc/kallsyms hides its addresses: the daemon needs CAP_SYSLOG and kernel.kptr_restrict below 2"
             raise error(Reason.NO_SYMBOLS, message, path="/proc/kallsyms")
+        self._text = text
+        self._sought = 0
+
+    @cached_property
+    def table(self) -> Table:
+        """All of it."""
+        return Table(self._text)
+
+    def kernel(self, name: bytes) -> tuple[Row, int] | None:
+        """A symbol of the kernel proper, and how far the next one is: as :class:`Table` has it."""
+        self._sought += 1
+        if self._sought > _FEW:
+            row = self.table.kernel.get(name)
+            return (row, self.table.size(row[0])) if row else None
+        first = None
+        for match in self._lines(name):
+            row = int(match[1], 16), match[2], b""
+            if first is None or (row[1].isupper() and not first[0][1].isupper()):
+                first = row, match.end()
+        return (first[0], self._gap(first[0][0], first[1])) if first else None
+
+    def _lines(self, name: bytes) -> Iterator[re.Match[bytes]]:
+        """The lines of the kernel's symbols of a name, in order."""
+        sought, at = b" %b\n" % name, 0
+        while (at := self._text.find(sought, at)) >= 0:
+            line = _LINE.match(self._text, self._text.rfind(b"\n", 0, at) + 1)
+            if line and line[3] == name:
+                yield line
+            at += 1
+
+    def _gap(self, address: int, at: int) -> int:
+        """From an address to the next symbol's, which begins at or after a place in the text; 0: there is none."""
+        for line in _LINE.finditer(self._text, at):
+            if line[4]:
+                break
+            if (gap := int(line[1], 16) - address) > 0:
+                return gap
+        return 0
+
+
+class Table:
+    """One reading of the file, every line of it."""
+
+    def __init__(self, text: bytes) -> None:
+        found = _LINE.findall(text)
+        digits = b"".join(row[0] for row in found).decode("ascii")
+        values = struct.unpack(f">{len(found)}Q", bytes.fromhex(digits))
         self.kernel: dict[bytes, Row] = {}
         self.modules: dict[bytes, Row] = {}
         for value, (_, letter, name, module) in zip(values, found, strict=True):
@@ -81,7 +129,7 @@ class LiveKallsyms:
     def __init__(self, file: File, modules: Callable[[], object]) -> None:
         self._file = file
         self._modules = modules
-        self._known: Table | None = None
+        self._known: Text | None = None
         self._state: object = None
         self._read_at = 0.0
         self._sections: Sections | None = None
@@ -96,16 +144,16 @@ class LiveKallsyms:
         finally:
             self._in_batch = False
 
-    def _table(self) -> Table:
+    def _text(self) -> Text:
         if self._known is None:
-            self._known = Table(whole(self._file, _MAX_BYTES))
+            self._known = Text(whole(self._file, _MAX_BYTES))
             self._read_at = time.monotonic()
         return self._known
 
     def _read_again(self, state: object) -> Table:
         for _ in range(_TRIES):
             self._known = None
-            table = self._table()
+            table = self._text().table
             self._state, state = state, self._modules()
             if self._state == state:
                 break
@@ -116,22 +164,25 @@ class LiveKallsyms:
 
         :raises KvmError: NO_SYMBOLS, SOURCE_IO.
         """
-        table = self._table()
-        row = table.kernel.get(name.encode("utf-8", "surrogateescape"))
-        return self._found(name, row, table) if row else None
+        found = self._text().kernel(name.encode("utf-8", "surrogateescape"))
+        return self._found(name, *found) if found else None
 
-    def _found(self, name: str, row: Row, table: Table) -> Found:
+    def _address(self, name: str) -> int:
+        found = self._text().kernel(name.encode())
+        return found[0][0] if found else 0
+
+    def _found(self, name: str, row: Row, size: int) -> Found:
         address, letter, _ = row
         if self._sections is None:
-            self._sections = Sections(lambda bound: table.kernel.get(bound.encode(), (0,))[0])
+            self._sections = Sections(self._address)
         external = letter.isupper() or letter in b"vw"
         n_type = self._sections.n_type(address, code=letter in b"tT", external=external)
-        return Found(name, address, table.size(address), n_type, symbol_pb2.SYMBOL_SOURCE_KALLSYMS)
+        return Found(name, address, size, n_type, symbol_pb2.SYMBOL_SOURCE_KALLSYMS)
 
     def module(self, name: str) -> Found | None:
         """See :class:`~kvmd.images.linux.symbols.SymbolTable`; raises as a call does."""
         key = name.encode("utf-8", "surrogateescape")
-        table = self._table()
+        table = self._text().table
         if not (self._in_batch and self._looked) and (state := self._modules()) != self._state:
             table = self._read_again(state)
         self._looked = True
@@ -148,7 +199,7 @@ class LiveKallsyms:
 
     def at(self, address: int) -> list[Symbol]:
         """See :class:`~kvmd.images.linux.symbols.SymbolTable`."""
-        name = self._table().holder(address)
+        name = self._text().table.holder(address)
         found = self(name.decode("utf-8", "surrogateescape")) if name else None
         if found is None or not KERNEL <= found.value <= address < found.value + max(found.size, 1):
             return []

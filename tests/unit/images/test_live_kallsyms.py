@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from images import unpack
 from kvmd.errors import KvmError, Reason
 from kvmd.images.base import File
-from kvmd.images.linux.live_kallsyms import LiveKallsyms, Table
+from kvmd.images.linux.live_kallsyms import LiveKallsyms, Table, Text
 from kvmd.images.linux.live_modules import ModuleList
 from kvmd.images.linux.symbols import N_BSS, N_DATA, N_EXT, N_TEXT
 
@@ -156,7 +157,7 @@ lines = st.builds(
 @example([b"\xff" * 16 + b" T x\n"])
 def test_any_bytes(parts: list[bytes]) -> None:
     try:
-        table = Table(b"".join(parts))
+        table = Text(b"".join(parts)).table
     except KvmError as failure:
         assert failure.reason is Reason.NO_SYMBOLS
         return
@@ -175,6 +176,35 @@ def test_every_line_is_found(parts: list[bytes]) -> None:
     for line in parts:
         rows = table.modules if b"\t" in line else table.kernel
         assert line[19:].split(b"\t")[0].rstrip(b"\n") in rows
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in order", "a name once more"])
+def test_the_first_few_are_found_as_all_are(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """Of each name, what a search of the text finds is what the table of all has."""
+    text = unpack("qemu", "kallsyms").read_bytes() + b"ffffffffc0000000 t linux_banner\t[mod]\n"
+    if late:  # after the static one a global one, which counts
+        static = next(line for line in text.splitlines() if b" t " in line)
+        last = b"fffffffffffffff0 %b\n"
+        text = text.replace(b"ffffffffc0000000", last % static[17:].replace(b"t ", b"T ", 1) + b"ffffffffc0000000")
+    table = Table(text)
+    names = random.Random(7).sample(sorted(table.kernel), 500)
+    names += [
+        b"linux_banner",
+        static.split()[2] if late else b"_end",
+        b"no such",
+        b"a\nb",
+        b"",
+        b"[mod]",
+        b"linux_banner\t[mod]",
+    ]
+    monkeypatch.setattr("kvmd.images.linux.live_kallsyms._FEW", len(names))
+    sought = Text(text)
+    for name in names:
+        row = table.kernel.get(name)
+        assert sought.kernel(name) == ((row, table.size(row[0])) if row else None), name
+    assert "table" not in vars(sought)
+    sought.kernel(b"_text")
+    assert "table" in vars(sought)
 
 
 def test_the_same_as_the_table_in_a_dump(qemu: Any) -> None:
