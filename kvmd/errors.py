@@ -49,6 +49,7 @@ class Reason(Enum):
     EXEC_STRIPPED = "EXEC_STRIPPED"
     EXEC_FOREIGN = "EXEC_FOREIGN"
     SWAP_FOREIGN = "SWAP_FOREIGN"
+    SWAP_UNPROVEN = "SWAP_UNPROVEN"
     UNSUPPORTED = "UNSUPPORTED"
     CORRUPT_DATA = "CORRUPT_DATA"
     NOT_MAPPED = "NOT_MAPPED"
@@ -218,7 +219,7 @@ _PATH = "{path}: {strerror}"
 _WHAT = "{path}: "
 
 TABLE: dict[Reason, Row] = {
-    Reason.BAD_FLAGS: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, "bad flags arg", "open flags other than O_RDONLY, O_RDWR, KVM_NO_FILES"),
+    Reason.BAD_FLAGS: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, "bad flags arg", "open flags other than O_RDONLY, O_RDWR, KVM_ANY_SWAP, KVM_NO_FILES"),
     Reason.PATH_TOO_LONG: Row(RequestError, "INVALID_ARGUMENT", E.ENAMETOOLONG, "exec file name too long", "a file name of 1024 bytes or more"),
     Reason.BAD_ARGUMENT: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, None, "an argument that makes no sense"),
     Reason.FIELD_OUT_OF_BOUNDS: Row(RequestError, "INVALID_ARGUMENT", E.EINVAL, None, "a request field longer or larger than its bound"),
@@ -249,6 +250,7 @@ TABLE: dict[Reason, Row] = {
     Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile, and so the name list, has neither symbols nor DWARF"),
     Reason.EXEC_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "execfile belongs to another kernel than the image"),
     Reason.SWAP_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "a swap image that is none of the dump's swap areas, or not as they were"),
+    Reason.SWAP_UNPROVEN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "nothing in the dump shows whether a swap image is of its moment; KVM_ANY_SWAP takes it"),
     Reason.UNSUPPORTED: Row(UnsupportedError, "UNIMPLEMENTED", E.ENOSYS, None, "this image can't do this"),
     Reason.CORRUPT_DATA: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "kernel data structures in the image contradict themselves"),
     Reason.NOT_MAPPED: Row(FaultError, "OUT_OF_RANGE", E.EFAULT, _FAULT, "no translation: the page tables have no entry for the address"),

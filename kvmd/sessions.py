@@ -188,7 +188,10 @@ class Sessions:
             named.append(("exec", files.enter_context(self._opener.open_exec(wanted.execfile))))
         for name, images in zip(wanted.swapfiles, swap, strict=True):
             named.append(("swap", files.enter_context(self._first(name, images))))
-        return image, ImageFiles(wanted.kind, tuple(named), wanted.writable, run_as, wanted.dump_offset)
+        opened = ImageFiles(
+            wanted.kind, tuple(named), wanted.writable, run_as, wanted.dump_offset, any_swap=wanted.any_swap
+        )
+        return image, opened
 
     def _first(self, name: str, choice: Iterable[str]) -> OpenedFile:
         for image in choice:

@@ -9,6 +9,7 @@ from kvmd.images.base import Kind
 
 O_RDWR = 2
 KVM_NO_FILES = 0x80000000
+KVM_ANY_SWAP = 0x40000000
 _MOST_SWAP = 32
 """A kernel has no more swap areas (1 << MAX_SWAPFILES_SHIFT)."""
 PROCFS = "procfs"
@@ -21,6 +22,7 @@ class Wanted:
 
     :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.
     :ivar swapfiles: the names of the dump's swap images.
+    :ivar any_swap: as of :class:`kvmd.images.base.Files`.
     """
 
     kind: Kind
@@ -29,6 +31,7 @@ class Wanted:
     writable: bool = False
     dump_offset: int | None = None
     swapfiles: tuple[str, ...] = ()
+    any_swap: bool = False
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -45,8 +48,9 @@ def understood(
     """
     if flags & KVM_NO_FILES:  # wins over all other checks, as in NetBSD
         return Wanted(Kind.PROCFS, PROCFS)
-    if flags & ~O_RDWR:
-        raise error(Reason.BAD_FLAGS, f"flags {flags:#x}: only O_RDONLY and O_RDWR are accepted", flags=f"{flags:#x}")
+    if flags & ~(O_RDWR | KVM_ANY_SWAP):
+        message = f"flags {flags:#x}: only O_RDONLY, O_RDWR and KVM_ANY_SWAP are accepted"
+        raise error(Reason.BAD_FLAGS, message, flags=f"{flags:#x}")
     if len(swapfiles) > _MOST_SWAP:
         raise error(Reason.BAD_ARGUMENT, f"{len(swapfiles)} swap images, and {_MOST_SWAP} is the most")
     if swapfiles and corefile in (None, "", "/proc/kcore", "/dev/mem"):
@@ -58,4 +62,5 @@ def understood(
     if corefile == "/dev/mem":
         return Wanted(Kind.MEM, "live:mem", execfile, writable)
     # Which is never written, whatever the flags.
-    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset, swapfiles=swapfiles)
+    any_swap = bool(flags & KVM_ANY_SWAP)
+    return Wanted(Kind.DUMP, corefile or "", execfile, dump_offset=dump_offset, swapfiles=swapfiles, any_swap=any_swap)

@@ -7,7 +7,7 @@ from typing import Self
 
 from libkvm.calls import OPEN
 from libkvm.kernel import Kernel
-from libkvm.names import KVM_NO_FILES, Name, Swap, open_request, source_name
+from libkvm.names import KVM_ANY_SWAP, KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
 from libkvm.transports import TlsFiles, transport
 
@@ -66,6 +66,7 @@ class Client(Unpicklable):
         *,
         write: bool = False,
         no_files: bool = False,
+        any_swap: bool = False,
         dump_offset: int | None = None,
         timeout: float | None = None,
     ) -> Kernel:
@@ -78,6 +79,7 @@ class Client(Unpicklable):
         :param write: ask for the right to write; a crash dump opens, but is never written.
         :param no_files: open nothing at all, and see of processes, load, CPU time and swap what /proc would show
             this user; nothing else then works, and all other arguments are ignored. See KVM_NO_FILES in kvm_open(3).
+        :param any_swap: believe the swap images, even if nothing in the dump shows that they are of its moment.
         :param dump_offset: where in a NetBSD dump device's image the kernel left its dump, in bytes; see kvm_dump(3).
             None: the dump is a file that savecore(8) wrote, or another system's.
         :param timeout: seconds to wait; None: the client's ``long_timeout``.
@@ -87,7 +89,7 @@ class Client(Unpicklable):
         :raises UnavailableError: no daemon answers.
         """
         session = self._session
-        flags = KVM_NO_FILES if no_files else _O_RDWR if write else 0
+        flags = KVM_NO_FILES if no_files else (_O_RDWR if write else 0) | (KVM_ANY_SWAP if any_swap else 0)
         local = session.local
         request = open_request(corefile, execfile, swapfile, flags, local=local, dump_offset=dump_offset)
         answer = session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)

@@ -12,6 +12,9 @@ from libkvm.errors import Reason, error
 KVM_NO_FILES = 0x80000000
 """A flag of kvm_openfiles(3): open no file at all."""
 
+KVM_ANY_SWAP = 0x40000000
+"""A flag of kvm_open(3), kvmd's own: believe swap images that nothing in the dump shows to be of its moment."""
+
 Name = str | os.PathLike[str]
 Swap = Name | Sequence[Name] | None
 
@@ -28,7 +31,7 @@ def open_request(  # noqa: PLR0913 - all that kvm_open(3) takes
     """Build the request of Open.
 
     :param swapfile: one name, several joined by ``:``, or a sequence of names.
-    :param flags: open(2)'s, or KVM_NO_FILES; only the low 32 bits count, as of a C int.
+    :param flags: open(2)'s, KVM_ANY_SWAP, or KVM_NO_FILES; only the low 32 bits count, as of a C int.
     :param dump_offset: where in a dump device's image a NetBSD kernel left its dump; None: the image is a file's.
     :param local: whether the daemon sees this host's files, so that relative names mean something to it.
     :raises RequestError: a name is not valid text, or there can be no such offset.

@@ -40,7 +40,7 @@ class ImageFiles:
     """The files of an image as the opener gave them, each with its role (:class:`~kvmd.worker.protocol.OpenFrame`).
 
     :ivar run_as: the client whose rights the worker must have, for what it sees depends on them; None: nobody's.
-    :ivar dump_offset: as of :class:`kvmd.images.base.Files`.
+    :ivar dump_offset: as of :class:`kvmd.images.base.Files`; ``any_swap``, too.
     """
 
     kind: Kind
@@ -48,6 +48,7 @@ class ImageFiles:
     writable: bool = False
     run_as: RunAs | None = None
     dump_offset: int | None = None
+    any_swap: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -60,13 +61,13 @@ class ImageFiles:
             for role, file in self.files
             if self.kind is Kind.DUMP or role in ("exec", "swap")
         ]
-        return self.kind, *inodes, self.writable, self.run_as, self.dump_offset
+        return self.kind, *inodes, self.writable, self.run_as, self.dump_offset, self.any_swap
 
     @property
     def names(self) -> OpenFrame:
         """What the worker is told of them."""
         named = tuple((role, file.path) for role, file in self.files)
-        return OpenFrame(self.kind, named, self.writable, self.dump_offset)
+        return OpenFrame(self.kind, named, self.writable, self.dump_offset, self.any_swap)
 
     @property
     def fds(self) -> list[int]:

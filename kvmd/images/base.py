@@ -52,6 +52,7 @@ class Files:
         ``mem`` (/dev/mem open for reading and writing, if ``writable``), ``swaps`` (/proc/swaps).
     :ivar dump_offset: where in ``core``, a dump device's image, a NetBSD kernel left its dump; None: ``core`` is a
         dump's file.
+    :ivar any_swap: whether to believe swap images that nothing in the dump shows to be of its moment.
     """
 
     core: File | None
@@ -61,6 +62,7 @@ class Files:
     kind: Kind = Kind.DUMP
     extra: Mapping[str, File] = field(default_factory=dict)
     dump_offset: int | None = None
+    any_swap: bool = False
 
 
 class Image(Protocol):

@@ -176,7 +176,7 @@ class Loop:
         core, execfile = one.pop("core", None), one.pop("exec", None)
         one.pop("swap", None)
         swap = tuple(file for role, file in opened if role == "swap")
-        files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset)
+        files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset, names.any_swap)
         self._image = self._open_image(files)
         self._reader = Reader(self._image)
         return Kind.RESULT, Opened(self._image.kernel_name(), self._image.foreign()).encode()

@@ -103,23 +103,24 @@ class OpenFrame:
     :ivar kind: what is opened.
     :ivar files: role and name of each descriptor, in their order: ``core``, ``exec``, ``swap`` (any number), or a
         key of :attr:`kvmd.images.base.Files.extra`.
-    :ivar dump_offset: as of :class:`kvmd.images.base.Files`.
+    :ivar dump_offset: as of :class:`kvmd.images.base.Files`; ``any_swap``, too.
     """
 
     kind: ImageKind
     files: tuple[tuple[str, str], ...]
     writable: bool = False
     dump_offset: int | None = None
+    any_swap: bool = False
 
     def encode(self) -> bytes:
         """As a payload."""
-        return json.dumps([self.kind, self.files, self.writable, self.dump_offset]).encode()
+        return json.dumps([self.kind, self.files, self.writable, self.dump_offset, self.any_swap]).encode()
 
     @classmethod
     def decode(cls, payload: bytes) -> OpenFrame:
         """From a payload."""
-        kind, files, writable, dump_offset = json.loads(payload)
-        return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable, dump_offset)
+        kind, files, writable, dump_offset, any_swap = json.loads(payload)
+        return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable, dump_offset, any_swap)
 
 
 @dataclass(frozen=True, slots=True)

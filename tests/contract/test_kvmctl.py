@@ -85,6 +85,14 @@ def test_what_the_kernel_counts(one):
     assert "/dev/console" in kvmctl("files", "-M", one.path).stdout
 
 
+def test_any_swap():
+    """Of /swapz, behind zswap, nothing in the dump shows that an image is the right one."""
+    words = ("swap", "-M", str(fixture("swap-6.12/vmcore.kdump").path), "-W", str(fixture("swap-6.12/swapz.img").path))
+    for more, image in ([], ""), (["--any-swap"], words[-1]):
+        areas = {area["path"]: area["satisfied_by"] for area in document(*words, *more, KVMD_TARGET="")["areas"]}
+        assert areas["/swapz"] == image
+
+
 def test_memory_of_a_process(one):
     each = one.processes[one.named("bed-plain")]
     words = ("read", "-M", one.path, "--raw", "--pid", str(each["pid"]), hex(each["arg_start"]), "9")

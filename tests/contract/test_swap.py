@@ -8,6 +8,7 @@ import os
 import pytest
 
 import libkvm
+from images import fixture
 from libkvm import Reason
 from unit.images.swap.test_older_dumps import pattern
 
@@ -73,6 +74,25 @@ def test_the_disk_that_the_swap_file_lies_on(client, dump):
         assert caught.value.reason is Reason.NOT_PRESENT
         assert caught.value.message == "swap area 0 (/dev/vda, UUID unknown) not given"
         assert caught.value.address == page["vaddr"]
+
+
+def test_the_image_of_another_run_of_the_same_machine(client, dump):
+    """It fits by all that its header says; what is on the processes' stacks shows it."""
+    other = fixture("hole/swap.img" if "hole" not in str(dump.path) else "qemu/swap.img").path
+    for any_swap in (False, True):
+        with pytest.raises(libkvm.FormatError, match="at another time") as caught:
+            client.open(dump.path, swapfile=[other], any_swap=any_swap)
+        assert caught.value.reason is Reason.SWAP_FOREIGN
+
+
+def test_any_swap_is_a_flag(dump):
+    names = f"{dump.image('swap.img')}:{dump.image('swapfile.img')}"
+    kd = libkvm.kvm_open(None, dump.path, names, os.O_RDONLY | libkvm.KVM_ANY_SWAP, None)
+    page = pages(dump, "swapped")[0]
+    buf = bytearray(PAGE)
+    assert libkvm.kvm_uread(kd, page["pid"], page["vaddr"], buf) == PAGE
+    assert buf == pattern(page)
+    libkvm.kvm_close(kd)
 
 
 def test_streams_and_batches(client, dump):

@@ -31,7 +31,8 @@ def opened(options: argparse.Namespace) -> Iterator[Kernel]:
             target = stack.enter_context(private_daemon([core, *others]))
         made = connect(target, timeout=timeout, long_timeout=long_timeout, **certificates(options))
         client = stack.enter_context(made)
-        yield stack.enter_context(client.open(core, exe, swap, no_files=options.no_files))
+        kernel = client.open(core, exe, swap, no_files=options.no_files, any_swap=options.any_swap)
+        yield stack.enter_context(kernel)
 
 
 def _own(name: str) -> str:

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
         image.add_argument("-M", "--core", metavar="CORE", help="a crash dump; default: the running kernel")
         image.add_argument("-N", "--exec", metavar="EXEC", help="the kernel's file with symbols; default: the image's")
         image.add_argument("-W", "--swap", metavar="SWAP", help="the dump's swap areas, joined by ':'")
+        image.add_argument("--any-swap", action="store_true", help="believe SWAP where the dump can't show it right")
         image.add_argument("--no-files", action="store_true", help="no image at all: what /proc shows this user")
     return top
 

@@ -62,7 +62,7 @@ from libkvm.compat.strings import kvm_getargv, kvm_getargv2, kvm_getenvv, kvm_ge
 from libkvm.compat.swap import SwapInfo, kvm_getswapinfo
 from libkvm.compat.user import kvm_uread
 from libkvm.compat.writing import kvm_write
-from libkvm.names import KVM_NO_FILES
+from libkvm.names import KVM_ANY_SWAP, KVM_NO_FILES
 
 __all__ = [
     "ARG_MAX",
@@ -86,6 +86,7 @@ __all__ = [
     "KERN_PROC_TTY_NODEV",
     "KERN_PROC_TTY_REVOKE",
     "KERN_PROC_UID",
+    "KVM_ANY_SWAP",
     "KVM_NO_FILES",
     "N_ABS",
     "N_BSS",

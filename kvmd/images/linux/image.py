@@ -9,6 +9,7 @@ from functools import cached_property
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import Files
 from kvmd.images.linux import info, log, pages
+from kvmd.images.linux.auxv import AuxVectors
 from kvmd.images.linux.cpus import Cpus
 from kvmd.images.linux.elfsymbols import stripped
 from kvmd.images.linux.files import OpenFiles
@@ -18,6 +19,7 @@ from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.program import open_dump
 from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.strings import StringReader
+from kvmd.images.linux.swap.evidence import weigh
 from kvmd.images.linux.swap.reader import Facts, SwapReader
 from kvmd.images.linux.swapinfo import SwapAreas
 from kvmd.images.linux.symbols import to_wire
@@ -59,7 +61,13 @@ class LinuxImage:
     def _check_swap(self) -> None:
         """Refuse a swap image that is none of this dump's; what keeps that from being known is told when it is read."""
         try:
-            self._swapped.matched  # noqa: B018 - a cached property
+            swapped = self._swapped
+            swapped.matched  # noqa: B018 - a cached property
+            if swapped.doubtful:
+                vectors = AuxVectors(self._kernel, self._processes.tasks, self._pages, swapped.chain())
+                unproven = weigh(vectors.witnesses(), swapped.doubtful)
+                for number in unproven if not self._names.any_swap else ():
+                    swapped.distrust(number)
         except KvmError as e:
             if e.reason in _REFUSED:
                 raise

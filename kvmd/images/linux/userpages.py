@@ -122,6 +122,19 @@ class UserPages:
             address += size
             length -= size
 
+    def slots(self, root: int, address: int, count: int) -> list[Slot | None]:
+        """Give the swap slots of so many pages; None: the page isn't swapped out.
+
+        :param address: of the first page.
+        :raises KvmError: as :meth:`read`, but for the pages themselves.
+        """
+        tables, top = self._tables(), self._memory.translate(root).physical
+        found: list[Slot | None] = []
+        for at in range(address, address + count * _PAGE, _PAGE):
+            span = self._span(tables, top, at, 1)
+            found.append(next(iter(self._slots(tables, span.words)), None) if span.level == 1 else None)
+        return found
+
     @staticmethod
     def _steady(now: _Span, then: _Span, failure: KvmError | None) -> bool:
         """Whether what was read while the kernel ran counts: no entry changed, and no tree was caught in between."""

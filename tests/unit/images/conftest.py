@@ -79,9 +79,9 @@ def open_with() -> Iterator[Opener]:
         fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
         return File(fds[-1], path.name)
 
-    def open_dump(name: str, swap: Sequence[str | Path] = ()) -> LinuxImage:
+    def open_dump(name: str, swap: Sequence[str | Path] = (), *, any_swap: bool = False) -> LinuxImage:
         files = tuple(opened_file(each if isinstance(each, Path) else fixture(each).path) for each in swap)
-        image = open_image(Files(opened_file(fixture(name).path), swap=files))
+        image = open_image(Files(opened_file(fixture(name).path), swap=files, any_swap=any_swap))
         assert isinstance(image, LinuxImage)
         return image
 

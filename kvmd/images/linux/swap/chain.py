@@ -33,6 +33,7 @@ class Source:
     :ivar header: the area's header, where it is known.
     :ivar zram: the zram device that it is; None: another device.
     :ivar backing: its image; None: not given.
+    :ivar unproven: the name of an image that was given, and is not believed.
     """
 
     area: Area
@@ -40,6 +41,7 @@ class Source:
     header: Header | None = None
     zram: Slots | None = None
     backing: Backing | None = None
+    unproven: str = ""
 
 
 class Chain:
@@ -61,7 +63,8 @@ class Chain:
         """Read slots in turn, a piece one or more of them.
 
         :raises KvmError: after the pieces before it: NOT_PRESENT where there is no image of the area, or a compressor
-            isn't known; CORRUPT_PAGE, CORRUPT_DATA, SHORT_FILE, SOURCE_IO; the fault of a page that holds it.
+            isn't known; SWAP_UNPROVEN; CORRUPT_PAGE, CORRUPT_DATA, SHORT_FILE, SOURCE_IO; the fault of a page that
+            holds it.
         """
         start = 0
         while start < len(slots):
@@ -79,6 +82,15 @@ class Chain:
                 end += 1
             yield source.backing.read(offset, end - start)
             start = end
+
+    def stored(self, slot: Slot) -> bool:
+        """Whether a slot is read from its area's image.
+
+        :raises KvmError: as :meth:`pages`.
+        """
+        number, offset = slot
+        source = self._source(number, offset)
+        return source.backing is not None and self._in_memory(source, offset) is None
 
     def _later(self, source: Source, slot: Slot) -> bool:
         """Whether the run ends before this slot, for it is elsewhere, or in doubt."""
@@ -112,6 +124,12 @@ class Chain:
 
     def _missing(self, source: Source) -> KvmError:
         number = source.area.number
+        if source.unproven:
+            message = (
+                f"{source.unproven}: nothing in the dump shows that swap area {number} ({source.path}) is as it was"
+                " then; KVM_ANY_SWAP (kvmctl --any-swap) takes it, if nobody has swapped to it since"
+            )
+            return error(Reason.SWAP_UNPROVEN, message, path=source.unproven, area=number)
         if not self._given:
             return error(Reason.NOT_PRESENT, "swapped out, no swap image given", area=number)
         uuid = (source.header and source.header.uuid) or "unknown"

@@ -39,10 +39,12 @@ class SwapReader:
 
     :param files: images of swap areas; of the running kernel, the areas themselves, opened with O_DIRECT.
     :param paths: makes what resolves the paths of areas, for messages.
+    :ivar doubtful: of :attr:`matched`, the images that the swap cache neither proved nor refuted.
     :raises KvmError: NO_TYPES, NO_SYMBOLS, CORRUPT_DATA, UNSUPPORTED.
     """
 
     def __init__(self, kernel: Kernel, areas: SwapAreas, files: Sequence[File], paths: Callable[[], Paths]) -> None:
+        self.doubtful: dict[int, tuple[Known, Backing]] = {}
         self._kernel, self._areas, self._files, self._paths = kernel, areas, files, paths
         self._live, self._page = kernel.dump.live, kernel.dump.layout.page_size
         self.frames, self.xarrays = Frames(kernel), XArrays(kernel)
@@ -77,8 +79,10 @@ class SwapReader:
             return {}
         known = {each.area.number: each for each in self.known()}
         found = match(self._files, list(known.values()), self._page, self._extents)
+        caches = self._cache, self._zswap
         for number, backing in found.items():
-            compare(self._kernel.memory, self.frames, (self._cache, self._zswap), known[number], backing)
+            if not compare(self._kernel.memory, self.frames, caches, known[number], backing):
+                self.doubtful[number] = known[number], backing
         return found
 
     @cached_property
@@ -96,6 +100,12 @@ class SwapReader:
         sources = self._sources() if self._live else self._lasting
         memory, caches = self._kernel.memory, (self._cache, self._zswap)
         return Chain(memory, caches, sources, page=self._page, given=self._live or bool(self._files))
+
+    def distrust(self, number: int) -> None:
+        """Read an area's image no more."""
+        source = self._lasting[number]
+        if source.backing is not None:
+            source.unproven, source.backing = source.backing.store.name, None
 
     def facts(self) -> dict[int, Facts]:
         """What is known of the areas beside the kernel's list, by the number of the area.

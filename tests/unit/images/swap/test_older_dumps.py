@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drgn.helpers.linux.pid import find_task
 
 from images import fixture
 from kvmd.errors import KvmError, Reason
@@ -163,12 +164,45 @@ def test_a_longer_image_is_another(open_with: Opener, tmp_path: Path) -> None:
     refused(open_with, path, Reason.SWAP_FOREIGN, "its size is 8392704, the kernel's 8388608")
 
 
-def refused(open_with: Opener, path: Path, reason: Reason, why: str) -> None:
+def refused(open_with: Opener, path: Path, reason: Reason, why: str, dump: str = "qemu/vmcore.kdump") -> None:
     with pytest.raises(KvmError, match=why) as caught:
-        open_with("qemu/vmcore.kdump", [path])
+        open_with(dump, [path])
     assert caught.value.reason is reason
     assert caught.value.message.startswith(path.name)
     assert caught.value.metadata["path"] == path.name
+
+
+# Of one geometry, with the kernel's own header or none in the dump: all that tells them apart is what is in them.
+@pytest.mark.parametrize(("dump", "other"), [("qemu", "la57"), ("la57", "hole"), ("hole", "qemu"), ("kdump", "qemu")])
+def test_an_image_of_another_run_of_the_same_machine(open_with: Opener, dump: str, other: str) -> None:
+    refused(
+        open_with,
+        fixture(f"{other}/swap.img").path,
+        Reason.SWAP_FOREIGN,
+        r"at another time: 1 of 1 processes' stacks are not what the kernel put there",
+        f"{dump}/vmcore.kdump",
+    )
+
+
+@pytest.mark.parametrize("dump", DUMPS)
+def test_what_is_left_of_an_image_without_its_stacks(open_with: Opener, dump: str, tmp_path: Path) -> None:
+    """The page with the auxiliary vector zeroed, as if its slot had been used for something else since."""
+    name = f"{dump.partition('/')[0]}/swap.img"
+    whole = fixture(name).path.read_bytes()
+    image = open_with(dump, [name])
+    [place] = [at for at in _vectors(image, dump) if at is not None]
+    assert place in whole
+    path = tmp_path / "swap.img"
+    path.write_bytes(whole.replace(place, bytes(len(place))))
+    refused(open_with, path, Reason.SWAP_FOREIGN, "at another time", dump)
+
+
+def _vectors(image: Any, dump: str) -> list[bytes | None]:
+    """What drgn reads of the vectors that processes have in the partition: AT_RANDOM's entry."""
+    [process] = [each for each in fixture(dump).truth["processes"] if each.get("zoo") == "swapped"]
+    saved = find_task(image.kernel.prog, process["pid"]).mm.saved_auxv
+    pairs = [(int(saved[i]), int(saved[i + 1])) for i in range(0, len(saved), 2)]
+    return [key.to_bytes(8, "little") + value.to_bytes(8, "little") if key == 25 else None for key, value in pairs]
 
 
 def test_the_same_area_twice(open_with: Opener) -> None:
