@@ -168,12 +168,12 @@ class LinuxImage:
         """See :class:`~kvmd.images.base.Image`."""
         for process in self._processes.select(request):
             if request.arguments:
-                process.arguments.CopyFrom(self._arguments(process.pid))
+                process.arguments.CopyFrom(self._arguments(process))
             yield process
 
-    def _arguments(self, pid: int) -> process_pb2.Strings:
+    def _arguments(self, process: process_pb2.Process) -> process_pb2.Strings:
         try:
-            return self.strings(pid, process_pb2.STRINGS_KIND_ARGUMENTS, 0)
+            return self._strings.arguments(process)
         except KvmError as e:
             failure = error_pb2.Error(reason=e.reason.value, message=e.message, metadata=e.metadata)
             return process_pb2.Strings(error=failure)

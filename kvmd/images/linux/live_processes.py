@@ -97,6 +97,10 @@ class LiveStrings(StringReader):
         read = super().read
         return in_one_memory(self._processes, pid, lambda: read(pid, kind, limit))
 
+    def arguments(self, process: process_pb2.Process) -> process_pb2.Strings:
+        """Read as the base class does; the process may have ended since it was listed, and is looked for."""
+        return self.read(process.pid, process_pb2.STRINGS_KIND_ARGUMENTS, 0)
+
 
 def in_one_memory(processes: Processes, pid: int, read: Callable[[], T]) -> T:
     """What a function reads of a process's memory, which was the same process's before and after.

@@ -165,12 +165,13 @@ class Processes:
         # As in /proc, without what the tasks' own counters (up to 64 pages each, before 6.2) or CPUs still hold.
         process.rss_bytes = sum(max(mm[f"rss{i}"] or 0, 0) for i in (0, 1, 3)) * size
 
-    def memory(self, pid: int) -> int:
+    def memory(self, pid: int, task_address: int | None = None) -> int:
         """The address of a process's mm_struct.
 
+        :param task_address: its task's, if that is known: else all tasks are walked for it.
         :raises KvmError: NO_SUCH_PROCESS, NO_USER_MEMORY.
         """
-        task = self._task(self.tasks.find(pid))
+        task = self._task(self.tasks.find(pid) if task_address is None else task_address)
         if not task["mm"] or task["flags"] & _PF_KTHREAD:
             raise no_user_memory(pid)
         found: int = task["mm"]

@@ -39,7 +39,14 @@ class StringReader:
         """
         if kind not in _KINDS:
             raise error(Reason.BAD_ARGUMENT, f"{kind} is no kind of strings")
-        address = self._processes.memory(pid)
+        return self._read(pid, kind, limit, self._processes.memory(pid))
+
+    def arguments(self, process: process_pb2.Process) -> process_pb2.Strings:
+        """Read the arguments of a process that was just listed; otherwise as :meth:`read`."""
+        address = self._processes.memory(process.pid, process.task_address)
+        return self._read(process.pid, process_pb2.STRINGS_KIND_ARGUMENTS, 0, address)
+
+    def _read(self, pid: int, kind: process_pb2.StringsKind, limit: int, address: int) -> process_pb2.Strings:
         mm = self._mm(address)
         start, end, root = (mm[name] for name in (*_KINDS[kind], "pgd"))
         if not isinstance(start, int) or not isinstance(end, int) or not isinstance(root, int) or end < start:
