@@ -186,6 +186,28 @@ class Live:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """``[cache]``: what is found out about a kernel's build is kept for its next dump."""
+
+    # A directory of the daemon's alone. None: the one that systemd gives the service; empty: nothing is kept.
+    directory: str | None = None
+    # What it may take in all; an index is 1 to 4 MiB.
+    bytes: int = 256 << 20
+
+    @property
+    def path(self) -> str:
+        """Where it is; empty: nowhere."""
+        given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+        return given if self.directory is None else self.directory
+
+    def __post_init__(self) -> None:
+        if self.directory and not os.path.isabs(self.directory):
+            raise ValueError(f"directory: {self.directory!r} is not an absolute path")
+        if self.bytes < 1:
+            raise ValueError("bytes: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     """``[log]``: the daemon's own log, on standard error."""
 
@@ -223,6 +245,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     audit: AuditSettings = field(default_factory=AuditSettings)
     live: Live = field(default_factory=Live)
+    cache: CacheSettings = field(default_factory=CacheSettings)
     log: LogSettings = field(default_factory=LogSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     policy: Policy = field(default_factory=Policy)
@@ -317,6 +340,7 @@ _SECTIONS = {
     "limits": Limits,
     "audit": AuditSettings,
     "live": Live,
+    "cache": CacheSettings,
     "log": LogSettings,
     "metrics": MetricsSettings,
 }

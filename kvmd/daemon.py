@@ -27,6 +27,7 @@ from kvmd.front.refusals import Refusals
 from kvmd.front.relay import Front
 from kvmd.front.remote import Remote
 from kvmd.grants import Grants
+from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import Pool
 from kvmd.handles.process import Bounds
 from kvmd.handles.table import Table
@@ -60,7 +61,8 @@ class Daemon:
         sinks = chosen(config.audit.file, config.audit.journal)
         self._audit = Audit(sinks, required=config.audit.required, request=request_id.get)
         bounds = Bounds(limits.worker_memory, limits.worker_cpu, limits.worker_timeout)
-        self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger)
+        indexes = _indexes(config)
+        self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger, indexes=indexes)
         self._table = table = Table(quotas["descriptors"])
         opener = Opener(config.dumps.directories, config.dumps.kernels)
         self._grants = Grants(quotas["direct"], limits.page_cache)
@@ -234,6 +236,17 @@ class Daemon:
 
 def _rules(config: Config) -> Rules:
     return Rules(config.policy, config.live.writes, config.audit.read_bytes)
+
+
+def _indexes(config: Config) -> Indexes | None:
+    """Where indexes of kernels are kept; what can't be kept is found out anew each time."""
+    if not config.cache.path:
+        return None
+    try:
+        return Indexes(config.cache.path, config.cache.bytes)
+    except OSError as failure:
+        log.warning("nothing is kept of kernels' builds: %s", failure)
+        return None
 
 
 def _own_socket(private: str) -> socket.socket:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
+from kvmd.handles.indexes import Indexes, Kept
+from kvmd.handles.learning import learn
 from kvmd.handles.process import Bounds, RunAs, Worker
 from kvmd.images.base import Kind
 from kvmd.tasks import uncancelled
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 
 SPARE_DELAY = 2.0
 """How long after an open the next worker is started ahead of its use: not while the open is under way."""
+KEEP_DELAY = 4.0
+"""How long after an open what was found out about the kernel's build is kept, if a lot had to be."""
 
 
 class OpenedFile(Protocol):
@@ -89,6 +93,7 @@ class Entry:
     users: int = 0
     retiring: asyncio.TimerHandle | None = None
     image: Opened = field(default=Opened(), init=False)
+    kept: bool = field(default=False, init=False)
 
     @property
     def worker(self) -> Worker:
@@ -109,9 +114,10 @@ class Pool:
     :ivar ended: how many have ended, by why: a reason, or CLOSED.
     """
 
-    def __init__(self, quota: Quota, bounds: Bounds, *, linger: float) -> None:
-        self._quota, self.bounds, self._linger = quota, bounds, linger
+    def __init__(self, quota: Quota, bounds: Bounds, *, linger: float, indexes: Indexes | None = None) -> None:
+        self._quota, self.bounds, self._linger, self._indexes = quota, bounds, linger, indexes
         self.ended = Counter[str]()
+        self._learning = asyncio.Lock()
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._spare: asyncio.Task[Worker] | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -152,7 +158,7 @@ class Pool:
     async def _open(self, files: ImageFiles) -> tuple[Worker, Opened]:
         worker = await self._take(files)
         try:
-            return worker, await worker.open(files.names, files.fds)
+            return worker, await worker.open(files.names, files.fds, self._find_index)
         except BaseException:
             await worker.close()
             raise
@@ -180,6 +186,8 @@ class Pool:
         try:
             # Not cancelled with the caller: others may be waiting for the same image, and it holds our fds.
             _, entry.image = await uncancelled(entry.opened)
+            if self._indexes is not None and entry.users == 1:
+                asyncio.get_running_loop().call_later(KEEP_DELAY, lambda: self._run(self._keep(entry)))
         except BaseException:
             self.release(entry)
             raise
@@ -218,13 +226,31 @@ class Pool:
             entry.retiring.cancel()
             entry.retiring = None
         self._forget(entry)
-        self._run(self._end(entry.opened))
+        self._run(self._end(entry))
 
-    async def _end(self, opened: asyncio.Task[tuple[Worker, Opened]]) -> None:
+    async def _find_index(self, build_id: str) -> Kept | None:
+        return await asyncio.to_thread(self._indexes.find, build_id) if self._indexes else None
+
+    async def _keep(self, entry: Entry) -> None:
+        """Keep an index of a kernel's build, if one was missed. One is made at a time; others wait for another open."""
+        if self._indexes is None or self._closing or entry.kept or entry.dead() or not entry.image.build_id:
+            return
+        if self._learning.locked():
+            return
+        async with self._learning:
+            try:
+                if (index := await learn(entry.worker, self.bounds)) is not None:
+                    entry.kept = True
+                    await asyncio.to_thread(self._indexes.keep, entry.image.build_id, index)
+            except (KvmError, OSError) as failure:
+                log.warning("no index is kept of build %s: %s", entry.image.build_id, failure)
+
+    async def _end(self, entry: Entry) -> None:
         try:
-            worker, _ = await opened
+            worker, _ = await entry.opened
         except (KvmError, asyncio.CancelledError):
             return
+        await self._keep(entry)
         self.ended[worker.failure.reason.value if worker.failure else "CLOSED"] += 1
         await worker.close()
 

@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
+from kvmd.handles.indexes import Kept
 from kvmd.worker.protocol import (
     CURSOR,
     HEADER,
@@ -31,6 +32,8 @@ from kvmd.worker.protocol import (
 log = logging.getLogger(__name__)
 
 Exchange: TypeAlias = "asyncio.Task[tuple[Kind, bytearray]]"
+
+FindIndex: TypeAlias = "Callable[[str], Awaitable[Kept | None]]"
 
 LOG_CHUNK = 4096
 LOG_PAUSE = 0.05
@@ -271,19 +274,35 @@ class Worker:
         exchange.add_done_callback(_nobody_asks)
         return exchange
 
-    async def open(self, names: OpenFrame, fds: Sequence[int]) -> Opened:
-        """Hand the files over.
+    async def open(self, names: OpenFrame, fds: Sequence[int], find: FindIndex | None = None) -> Opened:
+        """Hand the files over, and the index of the kernel's build.
 
+        :param find: finds that, by a build id.
         :returns: what there is to say of the image.
         :raises KvmError: as the image's opening does.
         """
+        build_id = ""
         try:
-            _, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
+            kind, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
+            if kind is Kind.INDEX:
+                build_id = payload.decode("ascii", "replace")
+                index = await find(build_id) if find else None
+                with index or contextlib.nullcontext():
+                    given = [index.fd] if index else []
+                    _, payload = await asyncio.shield(await self._request(frame(Kind.INDEX), given))
         except AccessError:  # the daemon has allowed the open, and would put on record that it has not
             log.warning("worker %d is given up: it denies an open", self.pid)
             self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
             raise self.why() from None
-        return Opened.decode(bytes(payload))
+        return replace(Opened.decode(bytes(payload)), build_id=build_id)
+
+    async def make(self, inputs: int) -> bytes:
+        """Have an index made, by a worker that was given nothing before.
+
+        :raises KvmError: CORRUPT_DATA, or the worker's end.
+        """
+        _, payload = await asyncio.shield(await self._request(frame(Kind.MAKE), [inputs]))
+        return bytes(payload)
 
     async def grant(self, sock: int, window: int) -> None:
         """Give the worker a client of the fast path: a socket, and the window. Not to be cancelled.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
@@ -63,6 +63,24 @@ class Files:
     extra: Mapping[str, File] = field(default_factory=dict)
     dump_offset: int | None = None
     any_swap: bool = False
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """An image that opens faster with the index of its kernel's build."""
+
+    @property
+    def build_id(self) -> str:
+        """What the image says of its build, in hexadecimal digits; empty: nothing."""
+
+    def use_index(self, data: memoryview) -> None:
+        """Take an index, before anything is looked up; one of another build, or none at all, counts for nothing."""
+
+    def index_inputs(self) -> bytes:
+        """What an index is made of; nothing if there is one, or if none has been missed.
+
+        :raises KvmError: it can't be read.
+        """
 
 
 class Image(Protocol):

@@ -10,10 +10,13 @@ from kvmd.errors import Reason, error
 from kvmd.images.base import Files, Image, Kind
 from kvmd.images.bsd import formats as bsd
 from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.index import make as make_index
 from kvmd.images.linux.live_image import LiveImage
 from kvmd.images.linux.program import is_mine
 from kvmd.images.linux.source import FileSource, Source
 from kvmd.images.procfs.image import ProcfsImage
+
+__all__ = ["make_index", "open_image"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import socket
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import File, Files, Image
+from kvmd.images.base import File, Files, Image, Indexed
+from kvmd.images.registry import make_index
 from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
 from kvmd.worker.methods import METHODS
@@ -42,6 +44,14 @@ OpenImage = Callable[[Files], Image]
 Answer = tuple[Kind, bytes]
 
 
+def _opened(image: Image) -> Answer:
+    return Kind.RESULT, Opened(image.kernel_name(), image.foreign()).encode()
+
+
+def _mapped(fd: int) -> memoryview:
+    return memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+
+
 class Loop:
     """Answers one daemon over one socket, and clients that it sends over theirs."""
 
@@ -56,6 +66,12 @@ class Loop:
         self._jobs: deque[tuple[int, Iterator[None]]] = deque()
         self._poll = select.poll()
         self._alert = 0.0
+        self._given = {
+            Kind.GRANT: self._grant,
+            Kind.CACHE: self._cache,
+            Kind.INDEX: self._index,
+            Kind.MAKE: self._make,
+        }
 
     def run(self, protections: Sequence[str] = ()) -> None:
         """Serve until end of file, or until memory runs out.
@@ -160,10 +176,8 @@ class Loop:
             return self._open(OpenFrame.decode(payload), fds)
         if kind is Kind.CALL:
             return self._call(payload)
-        if kind is Kind.GRANT:
-            return self._grant(fds)
-        if kind is Kind.CACHE:
-            return self._cache(payload, fds)
+        if kind in self._given:
+            return self._given[kind](payload, fds)
         (cursor,) = CURSOR.unpack(payload)
         if kind is Kind.NEXT:
             return self._pull(cursor, self._streams.pop(cursor))
@@ -179,9 +193,27 @@ class Loop:
         files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset, names.any_swap)
         self._image = self._open_image(files)
         self._reader = Reader(self._image)
-        return Kind.RESULT, Opened(self._image.kernel_name(), self._image.foreign()).encode()
+        if isinstance(self._image, Indexed) and self._image.build_id:
+            return Kind.INDEX, self._image.build_id.encode("ascii")
+        return _opened(self._image)
 
-    def _grant(self, fds: list[int]) -> Answer:
+    def _index(self, _payload: bytes, fds: list[int]) -> Answer:
+        """Look names up by this index, if there is one."""
+        if self._image is None:
+            raise error(Reason.INTERNAL, "no image is open")
+        for fd in fds:
+            if isinstance(self._image, Indexed):
+                self._image.use_index(_mapped(fd))
+            os.close(fd)
+        return _opened(self._image)
+
+    @staticmethod
+    def _make(_payload: bytes, fds: list[int]) -> Answer:
+        """Make an index: of what was read from a dump, in a process that has seen nothing else."""
+        (fd,) = fds
+        return Kind.RESULT, make_index(_mapped(fd))
+
+    def _grant(self, _payload: bytes, fds: list[int]) -> Answer:
         """Take a client on."""
         if len(fds) != 2:  # the limit of open files cuts what comes in
             for fd in fds:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from kvmd.errors import KvmError
-from kvmd.images.base import CHUNK, Image
+from kvmd.images.base import CHUNK, Image, Indexed
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 from kvmd.worker.protocol import encode_error
 
@@ -186,6 +186,13 @@ def get_stack(image: Image, raw: bytes) -> Iterator[bytes]:
         yield stack_pb2.GetStackResponse(stacks=batch).SerializeToString()
 
 
+def index_inputs(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Tell what an index of the kernel's build is made of, as it is. No call of a client's."""
+    given = image.index_inputs() if isinstance(image, Indexed) else b""
+    for at in range(0, len(given), CHUNK):
+        yield given[at : at + CHUNK]
+
+
 METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "Nlist": nlist,
     "Read": read,
@@ -205,4 +212,5 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "GetSwapInfo": get_swap_info,
     "GetFiles": get_files,
     "GetStack": get_stack,
+    "IndexInputs": index_inputs,
 }

@@ -5,7 +5,9 @@ A frame is a header of two little-endian u32 (kind, payload length) and the payl
 ========= ============================================= ==================================
 frame     payload                                       answer
 ========= ============================================= ==================================
-OPEN      JSON (:class:`OpenFrame`), descriptors along  RESULT (:class:`Opened`) or ERROR
+OPEN      JSON (:class:`OpenFrame`), descriptors along  INDEX, RESULT (:class:`Opened`) or ERROR
+INDEX     the memory of an index, if there is one       RESULT (:class:`Opened`) or ERROR
+MAKE      the memory of what an index is made of        RESULT (the index) or ERROR
 CALL      method name, NUL, request message             RESULT, ITEM, END or ERROR
 NEXT      cursor, u32                                   ITEM, END or ERROR
 DROP      cursor, u32                                   END
@@ -13,7 +15,8 @@ GRANT     socket and window of a client (kvmd.fast)     RESULT or ERROR
 CACHE     size of a page cache, u64; its memory, if any RESULT
 ========= ============================================= ==================================
 
-READY comes unasked, before all else, with the protections in force. RESULT
+INDEX, as an answer, names a kernel's build (hexadecimal digits), the index of which would help: the daemon sends it, or
+INDEX without. READY comes unasked, before all else, with the protections in force. RESULT
 carries the whole answer of a unary call. ITEM carries a cursor (u32) and one message of a
 streaming call; NEXT asks for the one after, DROP gives the rest up. ERROR carries a kvmd.v1.Error.
 
@@ -60,9 +63,18 @@ class Kind(IntEnum):
     ERROR = 9
     GRANT = 10
     CACHE = 11
+    INDEX = 12
+    MAKE = 13
 
 
-MOST_ANSWER = {Kind.READY: 4 << 10, Kind.RESULT: 24 << 20, Kind.ITEM: 8 << 20, Kind.END: 0, Kind.ERROR: 64 << 10}
+MOST_ANSWER = {
+    Kind.READY: 4 << 10,
+    Kind.RESULT: 24 << 20,
+    Kind.ITEM: 8 << 20,
+    Kind.END: 0,
+    Kind.ERROR: 64 << 10,
+    Kind.INDEX: 64,
+}
 """The longest payload that the daemon accepts of each kind; of others it accepts none."""
 _MOST_WORD = 64
 _MOST_WORDS = 16
@@ -129,10 +141,12 @@ class Opened:
 
     :ivar kernel_name: the name of the namelist.
     :ivar foreign: as :meth:`kvmd.images.base.Image.foreign`.
+    :ivar build_id: as of :class:`kvmd.images.base.Indexed`; the daemon's own note, not in the payload.
     """
 
     kernel_name: str = ""
     foreign: bool = False
+    build_id: str = ""
 
     def encode(self) -> bytes:
         """As a payload: a byte of 0 or 1, and the name."""

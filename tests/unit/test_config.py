@@ -59,9 +59,12 @@ def test_empty_is_the_default() -> None:
         ("\n[listen]\nport = 5\n", "f:3: listen.port: unknown key; [listen] has unix, mode"),
         (
             "[limit]\n",
-            "f:1: limit: unknown section; there are listen, dumps, limits, audit, live, log, metrics, policy",
+            "f:1: limit: unknown section; there are listen, dumps, limits, audit, live, cache, log, metrics, policy",
         ),
-        ("x = 1\n", "f:1: x: unknown section; there are listen, dumps, limits, audit, live, log, metrics, policy"),
+        (
+            "x = 1\n",
+            "f:1: x: unknown section; there are listen, dumps, limits, audit, live, cache, log, metrics, policy",
+        ),
         ("[limits]\ndescriptors = true\n", "f:2: limits.descriptors: must be an integer"),
         ("[limits]\n\ndescriptors = 0\n", "f:3: limits.descriptors: must be at least 1"),
         ("[dumps]\ndirectories = '/var'\n", "f:2: dumps.directories: must be a list of strings"),

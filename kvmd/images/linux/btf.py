@@ -1,24 +1,28 @@
 """BTF, the kernel's description of its own types, parsed from hostile bytes. Pure.
 
 Source: Documentation/bpf/btf.rst, Linux 6.12 (version 1, kinds 1 to 19). All ids, string offsets and counts are
-checked where they are used; the index holds one word a type and is made in one pass. A module's BTF is split: its ids
-and string offsets go on where those of its base, the kernel's, end (kernel/bpf/btf.c, btf_parse_module).
+checked where they are used; the index holds one word a type and is made in one pass, or was made before
+(:mod:`kvmd.images.linux.index`). A module's BTF is split: its ids and string offsets go on where those of its base, the
+kernel's, end (kernel/bpf/btf.c, btf_parse_module).
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images.linux.nametable import NameTable
 
 MAGIC = 0xEB9F
 MAX_SIZE = 256 << 20
+_SEARCHES = 64  # for so many names the strings are searched, which takes half a millisecond; then all are indexed
 
 
 class Kind(IntEnum):
@@ -65,6 +69,10 @@ _NAMED = {
 }
 
 
+_FIXED, _EACH = ([_EXTRA.get(kind, (0, 0))[n] for kind in range(32)] for n in (0, 1))  # type: ignore[call-overload]
+_IS_NAMED = [kind in _NAMED for kind in range(32)]
+
+
 def _corrupt(message: str) -> KvmError:
     return error(Reason.CORRUPT_DATA, f"the kernel's BTF makes no sense: {message}")
 
@@ -83,8 +91,20 @@ class Record:
     vlen: int
     flag: bool
     value: int
-    words: tuple[int, ...]
+    words: Sequence[int]
     at: int
+
+
+@dataclass(frozen=True, slots=True)
+class BtfIndex:
+    """What was found out before about the same bytes.
+
+    :ivar starts: of each type the word that it begins at.
+    :ivar names: the types of a name.
+    """
+
+    starts: Sequence[int]
+    names: NameTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +121,13 @@ class Btf:
     """One BTF blob.
 
     :param base: what a module's BTF goes on from.
+    :param index: what is known of this very blob.
     :raises KvmError: CORRUPT_DATA here and from every method, and nothing else.
     """
 
-    def __init__(self, data: bytes, base: Btf | None = None) -> None:
+    def __init__(self, data: bytes, base: Btf | None = None, index: BtfIndex | None = None) -> None:
         self._base = base
+        self._known = index
         self._first_id = len(base) if base else 0
         self._first_offset = base.string_end if base else 0
         if len(data) < 24 or len(data) > MAX_SIZE:
@@ -116,33 +138,39 @@ class Btf:
         types, strings = length + type_off, length + str_off
         if types + type_len > len(data) or strings + str_len > len(data) or type_len % 4:
             raise _corrupt("its sections")
-        self._words: tuple[int, ...] = struct.unpack_from(f"<{type_len // 4}I", data, types)
+        self._section = data[types : types + type_len]
+        self._words: Sequence[int] = memoryview(self._section).cast("I")
         self._strings = data[strings : strings + str_len]
+        self._searches = 0
         if self._strings[-1:] != b"\0" and not (base and not str_len):
             raise _corrupt("its strings")
         if not base and self._strings[0]:
             raise _corrupt("its strings")
-        self._index()
+        self._starts: Sequence[int] = index.starts if index else self._walk()
 
-    def _index(self) -> None:
-        """Find where each type begins, and the first of each kind and name."""
-        fixed, per = [0] * 32, [0] * 32
-        for extra, (size, each) in _EXTRA.items():
-            fixed[extra], per[extra] = size, each
-        named = [number in _NAMED for number in range(32)]
-        words, count, first = self._words, len(self._words), self._first_id
-        starts, names = array("I", [] if self._base else [0]), dict[int, int]()
+    def _walk(self) -> Sequence[int]:
+        """Find where each type begins."""
+        words, count = self._words, len(self._words)
+        starts = array("I", [] if self._base else [0])
         at = 0
         while at + 3 <= count:
             info = words[at + 1]
-            kind = info >> 24 & 31
-            if named[kind] and words[at]:
-                names.setdefault(words[at] << 5 | kind, first + len(starts))
             starts.append(at)
-            at += 3 + fixed[kind] + per[kind] * (info & 0xFFFF)
+            kind = info >> 24 & 31
+            at += 3 + _FIXED[kind] + _EACH[kind] * (info & 0xFFFF)
         if at != count:
             raise _corrupt("the last type")
-        self._starts, self._names = starts, names
+        return starts
+
+    @cached_property
+    def _names(self) -> dict[int, int]:
+        """The first type of each name and kind."""
+        words, first, names = self._words, self._first_id, dict[int, int]()
+        for number, at in enumerate(self._starts, first):
+            kind = words[at + 1] >> 24 & 31
+            if _IS_NAMED[kind] and words[at] and number:
+                names.setdefault(words[at] << 5 | kind, number)
+        return names
 
     def __len__(self) -> int:
         """One more than the highest type id."""
@@ -165,15 +193,26 @@ class Btf:
     @cached_property
     def _string_offsets(self) -> dict[bytes, int]:
         strings = self._strings.split(b"\0")[:-1]
-        offsets = accumulate((len(s) + 1 for s in strings), initial=self._first_offset)
-        return dict(zip(strings, offsets, strict=False))
+        offsets = list(accumulate((len(s) + 1 for s in strings), initial=self._first_offset))
+        return dict(zip(reversed(strings), reversed(offsets[:-1]), strict=True))
 
     def string_offsets(self, name: bytes) -> Iterator[int]:
         """Give the offsets at which a string stands, the base's first."""
         if self._base:
             yield from self._base.string_offsets(name)
-        if name in self._string_offsets:
-            yield self._string_offsets[name]
+        if self._searches >= _SEARCHES:
+            if name in self._string_offsets:
+                yield self._string_offsets[name]
+        elif b"\0" not in name:
+            self._searches += 1
+            yield from self._search(name + b"\0")
+
+    def _search(self, text: bytes) -> Iterator[int]:
+        if self._base and self._strings.startswith(text):
+            yield self._first_offset
+        at = -1
+        while (at := self._strings.find(b"\0" + text, at + 1)) >= 0:
+            yield self._first_offset + at + 1
 
     def record(self, type_id: int) -> Record:
         """Return a type by its id; 0 is void."""
@@ -184,20 +223,42 @@ class Btf:
         if not 0 < type_id < len(self):
             raise _corrupt(f"type id {type_id}")
         at = self._starts[type_id - self._first_id]
+        if at + 3 > len(self._words):  # as an index may say that is none of this blob's
+            raise _corrupt(f"type id {type_id}")
         name, info, value = self._words[at : at + 3]
         try:
             kind = Kind(info >> 24 & 31)
         except ValueError:
             raise _corrupt(f"kind {info >> 24 & 31}") from None
+        if at + 3 + _FIXED[kind] + _EACH[kind] * (info & 0xFFFF) > len(self._words):
+            raise _corrupt(f"type id {type_id}")
         return Record(type_id, kind, self.string(name), info & 0xFFFF, bool(info >> 31), value, self._words, at + 3)
 
     def find(self, name: str, *kinds: Kind) -> int | None:
         """Return the id of the first type of a name among kinds, or None; the base's come last."""
+        if self._known:
+            return self._find_known(self._known.names, name, kinds)
         for offset in self.string_offsets(name.encode("utf-8", "replace")):
             found = (self._names.get(offset << 5 | kind) for kind in kinds)
             if type_id := next(filter(None, found), None):
                 return type_id
         return self._base.find(name, *kinds) if self._base else None
+
+    def _find_known(self, table: NameTable, name: str, kinds: tuple[Kind, ...]) -> int | None:
+        ids = (number for number in table.find(name.encode("utf-8", "replace")) if number)
+        found = [record for record in map(self.record, ids) if record.name == name]
+        return next((record.id for kind in kinds for record in found if record.kind is kind), None)
+
+    def names(self) -> Iterator[tuple[bytes, int]]:
+        """Give every name of a type of this blob's, and its id; for an index."""
+        for number, at in enumerate(self._starts, self._first_id):
+            if number and _IS_NAMED[self._words[at + 1] >> 24 & 31] and self._words[at]:
+                yield self.string(self._words[at]).encode("utf-8", "replace"), number
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Where each type begins; for an index."""
+        return self._starts
 
     def word(self, record: Record, index: int = 0) -> int:
         """Return a word after the common three: INT's encoding, ARRAY's three, VAR's linkage."""
@@ -225,12 +286,21 @@ class Btf:
         for at in range(record.at, record.at + 2 * record.vlen, 2):
             yield self.string(record.words[at]), record.words[at + 1]
 
-    @cached_property
-    def constants(self) -> dict[str, int]:
-        """Every enumerator's name, and the id of the first enumeration that has it; the base's are left out."""
-        found: dict[str, int] = {}
-        for type_id, start in enumerate(self._starts, self._first_id):
-            if type_id and self._words[start + 1] >> 24 & 31 in (Kind.ENUM, Kind.ENUM64):
-                for name, _ in self.enumerators(self.record(type_id)):
-                    found.setdefault(name, type_id)
-        return found
+    def constant(self, name: str) -> int | None:
+        """Return the id of the first enumeration that has an enumerator of a name, or None; the base's are left out."""
+        ids = (self._enumeration(offset) for offset in self.string_offsets(name.encode("utf-8", "replace")))
+        return min(filter(None, ids), default=None)
+
+    def _enumeration(self, offset: int) -> int | None:
+        """The first enumeration with an enumerator whose name is at an offset: the word is looked for everywhere."""
+        wanted, at = struct.pack("<I", offset), -1
+        while offset and (at := self._section.find(wanted, at + 1)) >= 0:
+            number = bisect_right(self._starts, at // 4) - 1
+            if at % 4 or number < 0:
+                continue
+            start = self._starts[number]
+            step = {Kind.ENUM: 2, Kind.ENUM64: 3}.get(self._words[start + 1] >> 24 & 31)  # type: ignore[call-overload]
+            inside = at // 4 - start - 3
+            if step and inside >= 0 and inside % step == 0 and (number or self._base):
+                return self._first_id + number
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -28,6 +29,7 @@ from kvmd.images.linux.user import UserMemory
 from kvmd.images.linux.userpages import UserPages
 from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
+_BUILD_ID = re.compile("[0-9a-f]{16,64}")
 _REFUSED = (
     Reason.SWAP_FOREIGN,
     Reason.TRUNCATED_IMAGE,
@@ -123,6 +125,22 @@ class LinuxImage:
     def _cpu_times(self) -> CpuTimes:
         with self._kernel.reading("the CPU times"):
             return CpuTimes(self._kernel)
+
+    @property
+    def build_id(self) -> str:
+        """See :class:`~kvmd.images.base.Indexed`; of an image with an execfile, or the running kernel, nothing."""
+        if self._kernel.dump.live or self._kernel.execfile is not None:
+            return ""
+        known = self._kernel.info.build_id
+        return known if _BUILD_ID.fullmatch(known) else ""
+
+    def use_index(self, data: memoryview) -> None:
+        """See :class:`~kvmd.images.base.Indexed`."""
+        self._kernel.use_index(data)
+
+    def index_inputs(self) -> bytes:
+        """See :class:`~kvmd.images.base.Indexed`."""
+        return self._kernel.index_inputs()
 
     def info(self) -> image_pb2.Info:
         """See :class:`~kvmd.images.base.Image`."""

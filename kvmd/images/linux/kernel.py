@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, Type, TypeKindSet
+from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, SymbolIndex, Type, TypeKindSet
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from kvmd.errors import KvmError, Reason, error
@@ -16,6 +16,8 @@ from kvmd.images.linux.btf import MAX_SIZE, Btf
 from kvmd.images.linux.btffile import BtfFile, is_btf
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
+from kvmd.images.linux.index import Index, SymbolPlaces, inputs
+from kvmd.images.linux.kallsyms import RawKallsyms, read_raw
 from kvmd.images.linux.memory import Memory, in_chunks
 from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
@@ -53,6 +55,8 @@ class Kernel:
         self.memory = Memory(dump)
         self.execfile = self._open(execfile) if execfile else None
         self._loading = False
+        self._index: Index | None = None
+        self._served = set[str]()
         self.prog.register_symbol_finder("kvmd", self._find_symbols, enable_index=0)
         if isinstance(self.execfile, ExecFile) and self.execfile.dwarf:
             self.execfile.load_dwarf(self.prog)
@@ -82,15 +86,50 @@ class Kernel:
         """The given table, else that in memory; None where the kernel (before 6.0) or the dump has none to read."""
         if self._sources.symbols is not None:
             return self._sources.symbols
+        try:
+            if (places := self._places()) is not None:
+                self._served.add("symbols")
+                return Kallsyms(self._load_kallsyms, places)
+            loaded = self._load_kallsyms()
+        except KvmError:
+            return None
+        return Kallsyms(lambda: loaded)
+
+    def _load_kallsyms(self) -> SymbolIndex:
         # drgn asks the finders for the types of what it reads here, which need these symbols: it has its own then.
         self._loading = True
         try:
             with guarded("kallsyms", Reason.NO_SYMBOLS):
-                return Kallsyms(load_vmlinux_kallsyms(self.prog))
-        except KvmError:
-            return None
+                return load_vmlinux_kallsyms(self.prog)
         finally:
             self._loading = False
+
+    def use_index(self, data: memoryview) -> None:
+        """Take the index of a build that may be this kernel's; to be called before anything is looked up.
+
+        What is none counts for nothing.
+        """
+        with suppress(ValueError):
+            self._index = Index(data)
+
+    def _raw_kallsyms(self) -> RawKallsyms | None:
+        return read_raw(self.info.symbols(), self.memory.kernel)
+
+    def _places(self) -> SymbolPlaces | None:
+        stext = self.info.symbol("_stext")
+        if self._index is None or stext is None or (raw := self._raw_kallsyms()) is None:
+            return None
+        return self._index.symbols(raw, stext)
+
+    def index_inputs(self) -> bytes:
+        """What an index of this kernel is made of; nothing where there is one, or none has been missed.
+
+        :raises KvmError: the fault of a page that holds it.
+        """
+        missed = "_types" in self.__dict__ and self._served != {"symbols", "types"}
+        if not missed or self.dump.live or self.execfile is not None:
+            return b""
+        return inputs(self._raw_kallsyms(), self._btf_in_memory())
 
     @cached_property
     def _lookups(self) -> list[Lookup]:
@@ -164,7 +203,11 @@ class Kernel:
         if self._sources.btf is not None:
             with suppress(KvmError):
                 return Types(self.prog, Btf(self._sources.btf()))
-        return Types(self.prog, Btf(self._btf_in_memory()))
+        data = self._btf_in_memory()
+        known = self._index.types(data) if self._index else None
+        if known is not None:
+            self._served.add("types")
+        return Types(self.prog, Btf(data, index=known))
 
     def _types_of(self, file: BtfFile) -> Types:
         start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")

@@ -75,10 +75,15 @@ class Sections:
 
 
 class Kallsyms:
-    """The kernel's own symbol table, as drgn loaded it from memory; modules keep theirs elsewhere."""
+    """The kernel's own symbol table; modules keep theirs elsewhere.
 
-    def __init__(self, index: SymbolIndex) -> None:
-        self._index = index
+    :param load: has drgn read all of it from memory; asked once, when it is needed.
+    :param named: finds the symbols of a name without that.
+    """
+
+    def __init__(self, load: Callable[[], SymbolIndex], named: Callable[[str], list[Symbol]] | None = None) -> None:
+        self._load = load
+        self._named = named or self._search
         self._sections = Sections(self._address)
 
     def _address(self, name: str) -> int:
@@ -88,8 +93,16 @@ class Kallsyms:
     def _matches(self, name: str) -> list[Symbol]:
         if "\0" in name:  # which no symbol's name holds, and drgn takes none
             return []
+        return sorted(self._named(name), key=lambda s: s.address)
+
+    @cached_property
+    def _index(self) -> SymbolIndex:
+        return self._load()
+
+    def _search(self, name: str) -> list[Symbol]:
         # The program is unused by the index; its type says otherwise.
-        return sorted(self._index(None, name, None, False), key=lambda s: s.address)
+        found: list[Symbol] = self._index(None, name, None, False)
+        return found
 
     def __call__(self, name: str) -> Found | None:
         """See :class:`SymbolTable`."""

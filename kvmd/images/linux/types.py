@@ -76,7 +76,7 @@ class Types:
 
     def constant(self, name: str) -> Object | None:
         """Find an enumerator, as an object of its enumeration."""
-        type_id = self.btf.constants.get(name)
+        type_id = self.btf.constant(name)
         if type_id is None:
             return None
         values = dict(self.btf.enumerators(self.btf.record(type_id)))

@@ -38,7 +38,7 @@ class FakeWorker:
         await cls.starting.wait()
         return cls()
 
-    async def open(self, names: object, fds: Sequence[int]) -> Opened:
+    async def open(self, names: object, fds: Sequence[int], find: object) -> Opened:
         self.fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
         if "bad" in self.fds[0]:
             raise error(Reason.CORRUPT_IMAGE, "bad")

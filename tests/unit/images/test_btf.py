@@ -108,7 +108,7 @@ def test_arrays_enums_functions_and_declarations() -> None:
     function = s.member("f").type.type
     assert function.is_variadic
     assert [p.name for p in function.parameters] == ["x"]
-    assert Btf(b.bytes()).constants["HUGE"] == 4
+    assert Btf(b.bytes()).constant("HUGE") == 4
     with pytest.raises(LookupError):
         prog.type("struct nowhere")
 

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from btf import Builder
 from kvmd.errors import Reason, error
 from kvmd.fast import ANSWER, HALF, ONE, PAGE, WINDOW, cache_size
 from kvmd.images.base import Files
 from kvmd.images.base import Kind as ImageKind
+from kvmd.images.linux.sections import pack, unpack
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
 from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS, Loop
 from kvmd.worker.methods import METHODS
@@ -128,6 +130,54 @@ def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
     assert not os.get_inheritable(image.files.core.fd)
 
 
+class Learned(Memory):
+    """An image that opens faster with an index."""
+
+    build_id = "ab" * 20
+    given = b""
+
+    def use_index(self, data: memoryview) -> None:
+        self.given = bytes(data)
+
+    def index_inputs(self) -> bytes:
+        return b"" if self.given else bytes(3 << 20)
+
+
+@pytest.mark.parametrize("index", [b"", b"the index"])
+def test_an_index_is_asked_for_before_all_else(index: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Memory", Learned)
+    running = Daemon()
+    fd = os.memfd_create("index")
+    os.write(fd, index)
+    with open("/dev/null", "rb") as core:
+        asked = running.ask(Kind.OPEN, FRAME.encode(), [core.fileno()] * 3)
+    assert asked == (Kind.INDEX, b"ab" * 20)
+    assert running.ask(Kind.INDEX, b"", [fd] if index else []) == (Kind.RESULT, b"\1kallsyms")
+    assert running.images[0].given == index
+    answer = running.ask(Kind.CALL, b"IndexInputs\0")
+    assert answer[0] is (Kind.END if index else Kind.ITEM)
+    running.close()
+    os.close(fd)
+
+
+def test_an_index_is_made_of_what_is_given(daemon: Daemon) -> None:
+    fd = os.memfd_create("inputs")
+    os.write(fd, pack({"btf": Builder().bytes()}))
+    kind, made = daemon.ask(Kind.MAKE, b"", [fd])
+    assert kind is Kind.RESULT
+    assert "btf.digest" in unpack(memoryview(made))
+    os.truncate(fd, 10)
+    assert reason(daemon.ask(Kind.MAKE, b"", [fd])) is Reason.CORRUPT_DATA
+    assert daemon.call("IndexInputs", memory_pb2.ReadRequest()) == (Kind.END, b"")
+    os.close(fd)
+
+
+def test_an_index_before_an_image_is_refused() -> None:
+    running = Daemon()
+    assert reason(running.ask(Kind.INDEX)) is Reason.INTERNAL
+    running.close()
+
+
 def test_unary_call(daemon: Daemon) -> None:
     kind, answer = daemon.call("Nlist", symbol_pb2.NlistRequest(names=["here", "not"]))
     found = [symbol.found for symbol in symbol_pb2.NlistResponse.FromString(answer).symbols]
@@ -236,7 +286,7 @@ def test_oversized_frame_ends_the_worker() -> None:
 def test_methods_are_those_of_the_wire() -> None:
     from kvmd.rpc.calls import CALLS
 
-    assert set(METHODS) == {"Write", "Digest", *CALLS}
+    assert set(METHODS) == {"Write", "Digest", "IndexInputs", *CALLS}
 
 
 def read_request(address: int, length: int, half: int = 0) -> bytes:
