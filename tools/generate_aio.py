@@ -21,7 +21,8 @@ TARGET = SOURCES / "aio"
 RUFF = Path(sys.executable).with_name("ruff")
 
 MODULES = {
-    "transports/base": "base", "session": "session", "handle": "handle", "memory": "memory", "writing": "writing",
+    "transports/base": "base", "session": "session", "handle": "handle", "memory": "memory", "following": "following",
+    "writing": "writing",
     "pages": "pages", "processes": "processes", "stacks": "stacks", "system": "system", "kernel": "kernel",
     "client": "client",
 }  # fmt: skip

@@ -7,7 +7,17 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import (
+    admin_pb2,
+    batch_pb2,
+    image_pb2,
+    kvm_service_pb2,
+    memory_pb2,
+    process_pb2,
+    stack_pb2,
+    symbol_pb2,
+    system_pb2,
+)
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", bound=Message)
@@ -45,6 +55,8 @@ NLIST = Call("Nlist", symbol_pb2.NlistRequest, symbol_pb2.NlistResponse)
 READ = Call("Read", memory_pb2.ReadRequest, memory_pb2.ReadResponse)
 READ_STREAM = Call("ReadStream", memory_pb2.ReadStreamRequest, memory_pb2.ReadStreamResponse)
 READ_V = Call("ReadV", memory_pb2.ReadVRequest, memory_pb2.ReadVResponse)
+WALK_LIST = Call("WalkList", batch_pb2.WalkListRequest, batch_pb2.WalkListResponse)
+READ_C_STRINGS = Call("ReadCStrings", batch_pb2.ReadCStringsRequest, batch_pb2.ReadCStringsResponse)
 GET_PROCS = Call("GetProcs", process_pb2.GetProcsRequest, process_pb2.GetProcsResponse)
 GET_STRINGS = Call("GetStrings", process_pb2.GetStringsRequest, process_pb2.GetStringsResponse)
 GET_INFO = Call("GetInfo", image_pb2.GetInfoRequest, image_pb2.GetInfoResponse)

@@ -9,6 +9,7 @@ from libkvm.calls import GET_DUMP_HEADER, GET_INFO, GET_LOG, NLIST
 from libkvm.convert import record
 from libkvm.errors import no_such_symbol
 from libkvm.fast.memory import Memory
+from libkvm.following import Following
 from libkvm.handle import Handle
 from libkvm.pages import Pages
 from libkvm.processes import Processes
@@ -21,7 +22,7 @@ _NAMES = 4096  # of one Nlist request,
 _NAME_BYTES = 512  # and the longest of them: kallsyms itself ends at 512
 
 
-class Kernel(Memory, Writing, Pages, Processes, Stacks, System, Handle):
+class Kernel(Memory, Following, Writing, Pages, Processes, Stacks, System, Handle):
     """The running kernel or a crash dump, opened by :meth:`libkvm.Client.open`.
 
     A context manager; safe to use from several threads, which do not disturb each other.

@@ -152,6 +152,33 @@ class LogRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ListElement:
+    """An element of a linked list.
+
+    :ivar address: where it begins.
+    :ivar data: the bytes that were wanted, or those before ``error``.
+    """
+
+    address: int
+    data: bytes = dataclasses.field(metadata={"raw": True})
+    error: KvmError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CString:
+    """A string in memory.
+
+    :ivar data: its bytes without the NUL; or as many as were wanted, or could be read.
+    :ivar whole: whether a NUL ends them.
+    :ivar error: why they end before.
+    """
+
+    data: bytes = dataclasses.field(metadata={"raw": True})
+    whole: bool
+    error: KvmError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RangeResult:
     """The outcome of one range of :meth:`libkvm.Kernel.readv`.
 

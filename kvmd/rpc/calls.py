@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from kvmd.errors import Reason, error
 from kvmd.rpc.validate import MOST_READV_BYTES
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,14 @@ def _ranges(request: memory_pb2.ReadVRequest) -> tuple[str, ...]:
     return ("read",)
 
 
+def _c_strings(request: batch_pb2.ReadCStringsRequest) -> tuple[str, ...]:
+    if len(request.addresses) * request.max_length > MOST_READV_BYTES:
+        message = f"ReadCStringsRequest: addresses times max_length are more than {MOST_READV_BYTES}"
+        field = "kvmd.v1.ReadCStringsRequest.max_length"
+        raise error(Reason.FIELD_OUT_OF_BOUNDS, message, field=field, limit=MOST_READV_BYTES)
+    return ("read",)
+
+
 def _one_range(request: memory_pb2.ReadRequest | memory_pb2.ReadStreamRequest) -> list[tuple[int, int]]:
     return [(request.address, request.length)]
 
@@ -63,11 +71,21 @@ def _many_ranges(request: memory_pb2.ReadVRequest) -> list[tuple[int, int]]:
     return [(item.address, item.length) for item in request.ranges]
 
 
+def _list_range(request: batch_pb2.WalkListRequest) -> list[tuple[int, int]]:
+    return [(request.head, 8)]
+
+
+def _string_ranges(request: batch_pb2.ReadCStringsRequest) -> list[tuple[int, int]]:
+    return [(address, request.max_length or 255) for address in request.addresses]
+
+
 CALLS: dict[str, Call] = {
     "Nlist": Call(symbol_pb2.NlistRequest, _always("symbols")),
     "Read": Call(memory_pb2.ReadRequest, _always("read"), ranges=_one_range),
     "ReadStream": Call(memory_pb2.ReadStreamRequest, _always("read"), streams=True, ranges=_one_range),
     "ReadV": Call(memory_pb2.ReadVRequest, _ranges, ranges=_many_ranges),
+    "WalkList": Call(batch_pb2.WalkListRequest, _always("read"), streams=True, ranges=_list_range),
+    "ReadCStrings": Call(batch_pb2.ReadCStringsRequest, _c_strings, ranges=_string_ranges),
     "GetProcs": Call(process_pb2.GetProcsRequest, _processes, streams=True),
     "GetStrings": Call(process_pb2.GetStringsRequest, _strings),
     "GetInfo": Call(image_pb2.GetInfoRequest, _always("info")),

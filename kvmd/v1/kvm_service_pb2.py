@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from kvmd.v1 import batch_pb2 as kvmd_dot_v1_dot_batch__pb2
 from kvmd.v1 import bounds_pb2 as kvmd_dot_v1_dot_bounds__pb2
 from kvmd.v1 import error_pb2 as kvmd_dot_v1_dot_error__pb2
 from kvmd.v1 import image_pb2 as kvmd_dot_v1_dot_image__pb2
@@ -32,7 +33,7 @@ from kvmd.v1 import symbol_pb2 as kvmd_dot_v1_dot_symbol__pb2
 from kvmd.v1 import system_pb2 as kvmd_dot_v1_dot_system__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvmd/v1/kvm_service.proto\x12\x07kvmd.v1\x1a\x14kvmd/v1/bounds.proto\x1a\x13kvmd/v1/error.proto\x1a\x13kvmd/v1/image.proto\x1a\x14kvmd/v1/memory.proto\x1a\x15kvmd/v1/process.proto\x1a\x13kvmd/v1/stack.proto\x1a\x14kvmd/v1/symbol.proto\x1a\x14kvmd/v1/system.proto\"\xba\x01\n\x0bOpenRequest\x12\x1c\n\x08\x65xecfile\x18\x01 \x01(\tB\x05\x88\xb5\x18\x80 H\x00\x88\x01\x01\x12\x1c\n\x08\x63orefile\x18\x02 \x01(\tB\x05\x88\xb5\x18\x80 H\x01\x88\x01\x01\x12\x1c\n\tswapfiles\x18\x03 \x03(\tB\t\x88\xb5\x18\x80 \x90\xb5\x18 \x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x18\n\x0b\x64ump_offset\x18\x05 \x01(\x04H\x02\x88\x01\x01\x42\x0b\n\t_execfileB\x0b\n\t_corefileB\x0e\n\x0c_dump_offset\"H\n\x0cOpenResponse\x12\x12\n\ndescriptor\x18\x01 \x01(\t\x12\x13\n\x0bkernel_name\x18\x02 \x01(\t\x12\x0f\n\x07\x66oreign\x18\x03 \x01(\x08\"6\n\x10OpenFilesRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x14.kvmd.v1.OpenRequest\"|\n\x11OpenFilesResponse\x12\x12\n\ndescriptor\x18\x01 \x01(\t\x12\x13\n\x0bkernel_name\x18\x02 \x01(\t\x12\x0e\n\x06\x65rrbuf\x18\x03 \x01(\t\x12\x1d\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0e.kvmd.v1.Error\x12\x0f\n\x07\x66oreign\x18\x05 \x01(\x08\"(\n\x0c\x43loseRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\"\x0f\n\rCloseResponse\",\n\x10GetTicketRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\"3\n\x11GetTicketResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x0e\n\x06socket\x18\x02 \x01(\t2\xed\n\n\nKvmService\x12\x33\n\x04Open\x12\x14.kvmd.v1.OpenRequest\x1a\x15.kvmd.v1.OpenResponse\x12\x42\n\tOpenFiles\x12\x19.kvmd.v1.OpenFilesRequest\x1a\x1a.kvmd.v1.OpenFilesResponse\x12\x36\n\x05\x43lose\x12\x15.kvmd.v1.CloseRequest\x1a\x16.kvmd.v1.CloseResponse\x12\x42\n\tGetTicket\x12\x19.kvmd.v1.GetTicketRequest\x1a\x1a.kvmd.v1.GetTicketResponse\x12\x36\n\x05Nlist\x12\x15.kvmd.v1.NlistRequest\x1a\x16.kvmd.v1.NlistResponse\x12\x33\n\x04Read\x12\x14.kvmd.v1.ReadRequest\x1a\x15.kvmd.v1.ReadResponse\x12G\n\nReadStream\x12\x1a.kvmd.v1.ReadStreamRequest\x1a\x1b.kvmd.v1.ReadStreamResponse0\x01\x12\x36\n\x05ReadV\x12\x15.kvmd.v1.ReadVRequest\x1a\x16.kvmd.v1.ReadVResponse\x12\x41\n\x08GetProcs\x12\x18.kvmd.v1.GetProcsRequest\x1a\x19.kvmd.v1.GetProcsResponse0\x01\x12\x45\n\nGetStrings\x12\x1a.kvmd.v1.GetStringsRequest\x1a\x1b.kvmd.v1.GetStringsResponse\x12<\n\x07GetInfo\x12\x17.kvmd.v1.GetInfoRequest\x1a\x18.kvmd.v1.GetInfoResponse\x12;\n\x06GetLog\x12\x16.kvmd.v1.GetLogRequest\x1a\x17.kvmd.v1.GetLogResponse0\x01\x12\x36\n\x05Write\x12\x15.kvmd.v1.WriteRequest\x1a\x16.kvmd.v1.WriteResponse\x12\x44\n\tWalkPages\x12\x19.kvmd.v1.WalkPagesRequest\x1a\x1a.kvmd.v1.WalkPagesResponse0\x01\x12Q\n\x0eGetLoadAverage\x12\x1e.kvmd.v1.GetLoadAverageRequest\x1a\x1f.kvmd.v1.GetLoadAverageResponse\x12H\n\x0bGetCpuTimes\x12\x1b.kvmd.v1.GetCpuTimesRequest\x1a\x1c.kvmd.v1.GetCpuTimesResponse\x12<\n\x07GetCpus\x12\x17.kvmd.v1.GetCpusRequest\x1a\x18.kvmd.v1.GetCpusResponse\x12H\n\x0bGetSwapInfo\x12\x1b.kvmd.v1.GetSwapInfoRequest\x1a\x1c.kvmd.v1.GetSwapInfoResponse\x12\x41\n\x08GetFiles\x12\x18.kvmd.v1.GetFilesRequest\x1a\x19.kvmd.v1.GetFilesResponse0\x01\x12N\n\rGetDumpHeader\x12\x1d.kvmd.v1.GetDumpHeaderRequest\x1a\x1e.kvmd.v1.GetDumpHeaderResponse\x12\x41\n\x08GetStack\x12\x18.kvmd.v1.GetStackRequest\x1a\x19.kvmd.v1.GetStackResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvmd/v1/kvm_service.proto\x12\x07kvmd.v1\x1a\x13kvmd/v1/batch.proto\x1a\x14kvmd/v1/bounds.proto\x1a\x13kvmd/v1/error.proto\x1a\x13kvmd/v1/image.proto\x1a\x14kvmd/v1/memory.proto\x1a\x15kvmd/v1/process.proto\x1a\x13kvmd/v1/stack.proto\x1a\x14kvmd/v1/symbol.proto\x1a\x14kvmd/v1/system.proto\"\xba\x01\n\x0bOpenRequest\x12\x1c\n\x08\x65xecfile\x18\x01 \x01(\tB\x05\x88\xb5\x18\x80 H\x00\x88\x01\x01\x12\x1c\n\x08\x63orefile\x18\x02 \x01(\tB\x05\x88\xb5\x18\x80 H\x01\x88\x01\x01\x12\x1c\n\tswapfiles\x18\x03 \x03(\tB\t\x88\xb5\x18\x80 \x90\xb5\x18 \x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x18\n\x0b\x64ump_offset\x18\x05 \x01(\x04H\x02\x88\x01\x01\x42\x0b\n\t_execfileB\x0b\n\t_corefileB\x0e\n\x0c_dump_offset\"H\n\x0cOpenResponse\x12\x12\n\ndescriptor\x18\x01 \x01(\t\x12\x13\n\x0bkernel_name\x18\x02 \x01(\t\x12\x0f\n\x07\x66oreign\x18\x03 \x01(\x08\"6\n\x10OpenFilesRequest\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x14.kvmd.v1.OpenRequest\"|\n\x11OpenFilesResponse\x12\x12\n\ndescriptor\x18\x01 \x01(\t\x12\x13\n\x0bkernel_name\x18\x02 \x01(\t\x12\x0e\n\x06\x65rrbuf\x18\x03 \x01(\t\x12\x1d\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0e.kvmd.v1.Error\x12\x0f\n\x07\x66oreign\x18\x05 \x01(\x08\"(\n\x0c\x43loseRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\"\x0f\n\rCloseResponse\",\n\x10GetTicketRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\"3\n\x11GetTicketResponse\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\x0e\n\x06socket\x18\x02 \x01(\t2\xfd\x0b\n\nKvmService\x12\x33\n\x04Open\x12\x14.kvmd.v1.OpenRequest\x1a\x15.kvmd.v1.OpenResponse\x12\x42\n\tOpenFiles\x12\x19.kvmd.v1.OpenFilesRequest\x1a\x1a.kvmd.v1.OpenFilesResponse\x12\x36\n\x05\x43lose\x12\x15.kvmd.v1.CloseRequest\x1a\x16.kvmd.v1.CloseResponse\x12\x42\n\tGetTicket\x12\x19.kvmd.v1.GetTicketRequest\x1a\x1a.kvmd.v1.GetTicketResponse\x12\x36\n\x05Nlist\x12\x15.kvmd.v1.NlistRequest\x1a\x16.kvmd.v1.NlistResponse\x12\x33\n\x04Read\x12\x14.kvmd.v1.ReadRequest\x1a\x15.kvmd.v1.ReadResponse\x12G\n\nReadStream\x12\x1a.kvmd.v1.ReadStreamRequest\x1a\x1b.kvmd.v1.ReadStreamResponse0\x01\x12\x36\n\x05ReadV\x12\x15.kvmd.v1.ReadVRequest\x1a\x16.kvmd.v1.ReadVResponse\x12\x41\n\x08WalkList\x12\x18.kvmd.v1.WalkListRequest\x1a\x19.kvmd.v1.WalkListResponse0\x01\x12K\n\x0cReadCStrings\x12\x1c.kvmd.v1.ReadCStringsRequest\x1a\x1d.kvmd.v1.ReadCStringsResponse\x12\x41\n\x08GetProcs\x12\x18.kvmd.v1.GetProcsRequest\x1a\x19.kvmd.v1.GetProcsResponse0\x01\x12\x45\n\nGetStrings\x12\x1a.kvmd.v1.GetStringsRequest\x1a\x1b.kvmd.v1.GetStringsResponse\x12<\n\x07GetInfo\x12\x17.kvmd.v1.GetInfoRequest\x1a\x18.kvmd.v1.GetInfoResponse\x12;\n\x06GetLog\x12\x16.kvmd.v1.GetLogRequest\x1a\x17.kvmd.v1.GetLogResponse0\x01\x12\x36\n\x05Write\x12\x15.kvmd.v1.WriteRequest\x1a\x16.kvmd.v1.WriteResponse\x12\x44\n\tWalkPages\x12\x19.kvmd.v1.WalkPagesRequest\x1a\x1a.kvmd.v1.WalkPagesResponse0\x01\x12Q\n\x0eGetLoadAverage\x12\x1e.kvmd.v1.GetLoadAverageRequest\x1a\x1f.kvmd.v1.GetLoadAverageResponse\x12H\n\x0bGetCpuTimes\x12\x1b.kvmd.v1.GetCpuTimesRequest\x1a\x1c.kvmd.v1.GetCpuTimesResponse\x12<\n\x07GetCpus\x12\x17.kvmd.v1.GetCpusRequest\x1a\x18.kvmd.v1.GetCpusResponse\x12H\n\x0bGetSwapInfo\x12\x1b.kvmd.v1.GetSwapInfoRequest\x1a\x1c.kvmd.v1.GetSwapInfoResponse\x12\x41\n\x08GetFiles\x12\x18.kvmd.v1.GetFilesRequest\x1a\x19.kvmd.v1.GetFilesResponse0\x01\x12N\n\rGetDumpHeader\x12\x1d.kvmd.v1.GetDumpHeaderRequest\x1a\x1e.kvmd.v1.GetDumpHeaderResponse\x12\x41\n\x08GetStack\x12\x18.kvmd.v1.GetStackRequest\x1a\x19.kvmd.v1.GetStackResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,22 +50,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOSEREQUEST'].fields_by_name['descriptor']._serialized_options = b'\210\265\030@'
   _globals['_GETTICKETREQUEST'].fields_by_name['descriptor']._loaded_options = None
   _globals['_GETTICKETREQUEST'].fields_by_name['descriptor']._serialized_options = b'\210\265\030@'
-  _globals['_OPENREQUEST']._serialized_start=213
-  _globals['_OPENREQUEST']._serialized_end=399
-  _globals['_OPENRESPONSE']._serialized_start=401
-  _globals['_OPENRESPONSE']._serialized_end=473
-  _globals['_OPENFILESREQUEST']._serialized_start=475
-  _globals['_OPENFILESREQUEST']._serialized_end=529
-  _globals['_OPENFILESRESPONSE']._serialized_start=531
-  _globals['_OPENFILESRESPONSE']._serialized_end=655
-  _globals['_CLOSEREQUEST']._serialized_start=657
-  _globals['_CLOSEREQUEST']._serialized_end=697
-  _globals['_CLOSERESPONSE']._serialized_start=699
-  _globals['_CLOSERESPONSE']._serialized_end=714
-  _globals['_GETTICKETREQUEST']._serialized_start=716
-  _globals['_GETTICKETREQUEST']._serialized_end=760
-  _globals['_GETTICKETRESPONSE']._serialized_start=762
-  _globals['_GETTICKETRESPONSE']._serialized_end=813
-  _globals['_KVMSERVICE']._serialized_start=816
-  _globals['_KVMSERVICE']._serialized_end=2205
+  _globals['_OPENREQUEST']._serialized_start=234
+  _globals['_OPENREQUEST']._serialized_end=420
+  _globals['_OPENRESPONSE']._serialized_start=422
+  _globals['_OPENRESPONSE']._serialized_end=494
+  _globals['_OPENFILESREQUEST']._serialized_start=496
+  _globals['_OPENFILESREQUEST']._serialized_end=550
+  _globals['_OPENFILESRESPONSE']._serialized_start=552
+  _globals['_OPENFILESRESPONSE']._serialized_end=676
+  _globals['_CLOSEREQUEST']._serialized_start=678
+  _globals['_CLOSEREQUEST']._serialized_end=718
+  _globals['_CLOSERESPONSE']._serialized_start=720
+  _globals['_CLOSERESPONSE']._serialized_end=735
+  _globals['_GETTICKETREQUEST']._serialized_start=737
+  _globals['_GETTICKETREQUEST']._serialized_end=781
+  _globals['_GETTICKETRESPONSE']._serialized_start=783
+  _globals['_GETTICKETRESPONSE']._serialized_end=834
+  _globals['_KVMSERVICE']._serialized_start=837
+  _globals['_KVMSERVICE']._serialized_end=2370
 # @@protoc_insertion_point(module_scope)

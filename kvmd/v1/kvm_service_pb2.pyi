@@ -1,3 +1,4 @@
+from kvmd.v1 import batch_pb2 as _batch_pb2
 from kvmd.v1 import bounds_pb2 as _bounds_pb2
 from kvmd.v1 import error_pb2 as _error_pb2
 from kvmd.v1 import image_pb2 as _image_pb2

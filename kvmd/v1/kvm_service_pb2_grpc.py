@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from kvmd.v1 import batch_pb2 as kvmd_dot_v1_dot_batch__pb2
 from kvmd.v1 import image_pb2 as kvmd_dot_v1_dot_image__pb2
 from kvmd.v1 import kvm_service_pb2 as kvmd_dot_v1_dot_kvm__service__pb2
 from kvmd.v1 import memory_pb2 as kvmd_dot_v1_dot_memory__pb2
@@ -79,6 +80,16 @@ class KvmServiceStub:
                 '/kvmd.v1.KvmService/ReadV',
                 request_serializer=kvmd_dot_v1_dot_memory__pb2.ReadVRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_memory__pb2.ReadVResponse.FromString,
+                _registered_method=True)
+        self.WalkList = channel.unary_stream(
+                '/kvmd.v1.KvmService/WalkList',
+                request_serializer=kvmd_dot_v1_dot_batch__pb2.WalkListRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_batch__pb2.WalkListResponse.FromString,
+                _registered_method=True)
+        self.ReadCStrings = channel.unary_unary(
+                '/kvmd.v1.KvmService/ReadCStrings',
+                request_serializer=kvmd_dot_v1_dot_batch__pb2.ReadCStringsRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_batch__pb2.ReadCStringsResponse.FromString,
                 _registered_method=True)
         self.GetProcs = channel.unary_stream(
                 '/kvmd.v1.KvmService/GetProcs',
@@ -207,6 +218,20 @@ class KvmServiceServicer:
 
     def ReadV(self, request, context):
         """Reads many ranges; each has its own outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WalkList(self, request, context):
+        """Walks a linked list of structures, and reads some bytes of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadCStrings(self, request, context):
+        """Reads many strings up to their NULs; each has its own outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -346,6 +371,16 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     servicer.ReadV,
                     request_deserializer=kvmd_dot_v1_dot_memory__pb2.ReadVRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_memory__pb2.ReadVResponse.SerializeToString,
+            ),
+            'WalkList': grpc.unary_stream_rpc_method_handler(
+                    servicer.WalkList,
+                    request_deserializer=kvmd_dot_v1_dot_batch__pb2.WalkListRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_batch__pb2.WalkListResponse.SerializeToString,
+            ),
+            'ReadCStrings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadCStrings,
+                    request_deserializer=kvmd_dot_v1_dot_batch__pb2.ReadCStringsRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_batch__pb2.ReadCStringsResponse.SerializeToString,
             ),
             'GetProcs': grpc.unary_stream_rpc_method_handler(
                     servicer.GetProcs,
@@ -629,6 +664,60 @@ class KvmService:
             '/kvmd.v1.KvmService/ReadV',
             kvmd_dot_v1_dot_memory__pb2.ReadVRequest.SerializeToString,
             kvmd_dot_v1_dot_memory__pb2.ReadVResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WalkList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmd.v1.KvmService/WalkList',
+            kvmd_dot_v1_dot_batch__pb2.WalkListRequest.SerializeToString,
+            kvmd_dot_v1_dot_batch__pb2.WalkListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadCStrings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmd.v1.KvmService/ReadCStrings',
+            kvmd_dot_v1_dot_batch__pb2.ReadCStringsRequest.SerializeToString,
+            kvmd_dot_v1_dot_batch__pb2.ReadCStringsResponse.FromString,
             options,
             channel_credentials,
             insecure,

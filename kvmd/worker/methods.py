@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 
 from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK, Image, Indexed
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
+from kvmd.worker.following import USUAL_LENGTH, ListWalk, c_string
 from kvmd.worker.protocol import encode_error
 
 BATCH_BYTES = 512 << 10
@@ -87,6 +88,27 @@ def read_v(image: Image, raw: bytes) -> bytes:
     request = memory_pb2.ReadVRequest.FromString(raw)
     results = [_range(image, item) for item in request.ranges]
     return memory_pb2.ReadVResponse(results=results).SerializeToString()
+
+
+def walk_list(image: Image, raw: bytes) -> Iterator[bytes]:
+    """Walk a list."""
+    walk = ListWalk(image, batch_pb2.WalkListRequest.FromString(raw))
+    for batch in _batches(walk):
+        yield batch_pb2.WalkListResponse(elements=batch).SerializeToString()
+    if walk.more:
+        yield batch_pb2.WalkListResponse(more=True).SerializeToString()
+
+
+def read_c_strings(image: Image, raw: bytes) -> bytes:
+    """Read strings."""
+    request = batch_pb2.ReadCStringsRequest.FromString(raw)
+
+    def read(address: int, length: int) -> bytes:
+        return image.read(address, length, request.space, request.pid)
+
+    most = request.max_length or USUAL_LENGTH
+    strings = [c_string(read, address, most) for address in request.addresses]
+    return batch_pb2.ReadCStringsResponse(strings=strings).SerializeToString()
 
 
 def get_procs(image: Image, raw: bytes) -> Iterator[bytes]:
@@ -198,6 +220,8 @@ METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
     "Read": read,
     "ReadStream": read_stream,
     "ReadV": read_v,
+    "WalkList": walk_list,
+    "ReadCStrings": read_c_strings,
     "GetProcs": get_procs,
     "GetStrings": get_strings,
     "GetInfo": get_info,

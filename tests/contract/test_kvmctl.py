@@ -107,6 +107,10 @@ def test_no_files(one):
 
 def test_human_output(one):
     ps = kvmctl("ps", "-M", one.path).stdout
+    text = kvmctl("read", "--string", "-M", one.path, "linux_banner", "13").stdout
+    assert text == "Linux version\n"
+    document = json.loads(kvmctl("--json", "read", "--string", "-M", one.path, "linux_banner", "5").stdout)
+    assert (document["length"], document["string"]) == (5, "Linux")
     hexdump = kvmctl("read", "-M", one.path, "linux_banner", "14").stdout
 
     assert "/usr/sbin/bed-plain --config /etc/bed.conf two words" in ps

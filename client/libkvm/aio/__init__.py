@@ -39,9 +39,11 @@ from libkvm.errors import (
 from libkvm.records import (
     Cpu,
     CpuTimes,
+    CString,
     DumpHeader,
     Frame,
     Info,
+    ListElement,
     LogRecord,
     OpenFile,
     Page,
@@ -54,6 +56,7 @@ from libkvm.records import (
 
 __all__ = [
     "AccessError",
+    "CString",
     "CancelledError",
     "Client",
     "Cpu",
@@ -69,6 +72,7 @@ __all__ = [
     "Kernel",
     "KvmError",
     "LimitError",
+    "ListElement",
     "LogRecord",
     "OpenFile",
     "Page",

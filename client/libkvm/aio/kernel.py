@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from libkvm.aio.following import Following
 from libkvm.aio.handle import Handle
 from libkvm.aio.memory import Memory
 from libkvm.aio.pages import Pages
@@ -23,7 +24,7 @@ _NAMES = 4096  # of one Nlist request,
 _NAME_BYTES = 512  # and the longest of them: kallsyms itself ends at 512
 
 
-class Kernel(Memory, Writing, Pages, Processes, Stacks, System, Handle):
+class Kernel(Memory, Following, Writing, Pages, Processes, Stacks, System, Handle):
     """The running kernel or a crash dump, opened by :meth:`libkvm.Client.open`.
 
     An asynchronous context manager; safe to use from several tasks of one event loop, which do not disturb each other.

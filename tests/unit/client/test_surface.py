@@ -13,7 +13,17 @@ import pytest
 
 import libkvm
 from kvmd import errors as shared
-from kvmd.v1 import admin_pb2, image_pb2, kvm_service_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
+from kvmd.v1 import (
+    admin_pb2,
+    batch_pb2,
+    image_pb2,
+    kvm_service_pb2,
+    memory_pb2,
+    process_pb2,
+    stack_pb2,
+    symbol_pb2,
+    system_pb2,
+)
 from libkvm import calls, records
 
 MANUAL = Path(__file__).parents[3] / "docs" / "man"
@@ -21,9 +31,9 @@ NAMES = """
 ARG_MAX CPUSTATES CP_IDLE CP_INTR CP_NICE CP_SYS CP_USER KERN_FILE_BYFILE KERN_FILE_BYPID KERN_PROC_ALL KERN_PROC_GID
 KERN_PROC_KTHREAD KERN_PROC_PGRP KERN_PROC_PID KERN_PROC_RGID KERN_PROC_RUID KERN_PROC_SESSION KERN_PROC_TTY
 KERN_PROC_TTY_NODEV KERN_PROC_TTY_REVOKE KERN_PROC_UID KVM_ANY_SWAP KVM_NO_FILES N_ABS N_BSS N_DATA N_EXT N_TEXT N_UNDF
-POSIX2_LINE_MAX VM_PROT_EXECUTE VM_PROT_READ VM_PROT_WRITE AccessError CancelledError Client Cpu CpuTimes
+POSIX2_LINE_MAX VM_PROT_EXECUTE VM_PROT_READ VM_PROT_WRITE AccessError CString CancelledError Client Cpu CpuTimes
 DeadlineError DescriptorError DumpHeader ErrBuf FaultError FormatError Frame Info InternalError Kernel KvmError
-LimitError LogRecord Nlist OpenFile Page Process ProcessError RangeResult Reason RequestError SourceError
+LimitError ListElement LogRecord Nlist OpenFile Page Process ProcessError RangeResult Reason RequestError SourceError
 SourceNotFoundError Stack SwapArea SwapInfo Symbol SymbolNotFoundError UnavailableError UnsupportedError connect
 kvm_close kvm_counter_u64_fetch kvm_dpcpu_setcpu kvm_dump_inval kvm_dump_mkheader kvm_dump_wrtheader kvm_getargv
 kvm_getargv2 kvm_getcptime kvm_getenvv kvm_getenvv2 kvm_geterr kvm_getfiles kvm_getkernelname kvm_getloadavg
@@ -100,6 +110,8 @@ def test_the_call_table_agrees_with_the_service(name):
     [
         (records.Info, image_pb2.Info, set()),
         (records.LogRecord, image_pb2.LogRecord, set()),
+        (records.ListElement, batch_pb2.ListElement, set()),
+        (records.CString, batch_pb2.CString, set()),
         (records.RangeResult, memory_pb2.RangeResult, set()),
         (records.Symbol, symbol_pb2.Symbol, {"found"}),
         (records.Process, process_pb2.Process, set()),
