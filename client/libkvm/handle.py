@@ -15,12 +15,15 @@ from libkvm.session import Session, Unpicklable
 class Handle(Unpicklable):
     """A descriptor and the session that it lives in; holds no other state of a call."""
 
-    def __init__(self, session: Session, descriptor: str, source: str, *, write: bool, name: str) -> None:
+    def __init__(  # noqa: PLR0913 - what Open answers
+        self, session: Session, descriptor: str, source: str, *, write: bool, name: str, dump: bool = False
+    ) -> None:
         self._shared = session
         self._id = descriptor
         self._source = source
         self._write = write
         self._name = name
+        self._dump = dump
         self._closed = False
 
     @property

@@ -34,14 +34,23 @@ class Session:
     :ivar attached: what is to be dropped when it is closed.
     :ivar timeout: of calls whose work the request bounds.
     :ivar long_timeout: of calls whose work grows with the image: open, processes, log.
+    :ivar compress: whether memory may come compressed.
     """
 
-    def __init__(self, transport: Transport, timeout: float = TIMEOUT, long_timeout: float = LONG_TIMEOUT) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        timeout: float = TIMEOUT,
+        long_timeout: float = LONG_TIMEOUT,
+        *,
+        compress: bool = False,
+    ) -> None:
         self._transport = transport
         self._owner = os.getpid()
         self.attached: weakref.WeakSet[Attached] = weakref.WeakSet()
         self.timeout = timeout
         self.long_timeout = long_timeout
+        self.compress = compress
 
     @property
     def target(self) -> str:

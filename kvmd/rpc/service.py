@@ -12,6 +12,7 @@ import grpc
 from kvmd.direct import Direct
 from kvmd.errors import KvmError, Reason
 from kvmd.handles.table import Descriptor
+from kvmd.images.base import Kind
 from kvmd.rpc.calls import CALLS, Call
 from kvmd.rpc.interceptor import Context, Handler, caller
 from kvmd.rpc.validate import parse
@@ -50,7 +51,12 @@ class KvmService:
     @staticmethod
     def _opened(kind: type[pb.OpenResponse | pb.OpenFilesResponse], descriptor: Descriptor) -> bytes:
         image = descriptor.entry.image
-        answer = kind(descriptor=descriptor.id, kernel_name=image.kernel_name, foreign=image.foreign)
+        answer = kind(
+            descriptor=descriptor.id,
+            kernel_name=image.kernel_name,
+            foreign=image.foreign,
+            dump=descriptor.kind is Kind.DUMP,
+        )
         return answer.SerializeToString()
 
     async def _open(self, request: pb.OpenRequest) -> Descriptor:

@@ -30,14 +30,16 @@ class OpenRequest(_message.Message):
     def __init__(self, execfile: _Optional[str] = ..., corefile: _Optional[str] = ..., swapfiles: _Optional[_Iterable[str]] = ..., flags: _Optional[int] = ..., dump_offset: _Optional[int] = ...) -> None: ...
 
 class OpenResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name", "foreign")
+    __slots__ = ("descriptor", "kernel_name", "foreign", "dump")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    DUMP_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
     foreign: bool
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ...) -> None: ...
+    dump: bool
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ...) -> None: ...
 
 class OpenFilesRequest(_message.Message):
     __slots__ = ("open",)
@@ -46,18 +48,20 @@ class OpenFilesRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenRequest, _Mapping]] = ...) -> None: ...
 
 class OpenFilesResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name", "errbuf", "error", "foreign")
+    __slots__ = ("descriptor", "kernel_name", "errbuf", "error", "foreign", "dump")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
     ERRBUF_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    DUMP_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
     errbuf: str
     error: _error_pb2.Error
     foreign: bool
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., foreign: _Optional[bool] = ...) -> None: ...
+    dump: bool
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("descriptor",)

@@ -26,7 +26,7 @@ from kvmd.v1 import bounds_pb2 as kvmd_dot_v1_dot_bounds__pb2
 from kvmd.v1 import error_pb2 as kvmd_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmd/v1/memory.proto\x12\x07kvmd.v1\x1a\x14kvmd/v1/bounds.proto\x1a\x13kvmd/v1/error.proto\"\x83\x01\n\x0bReadRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x16\n\x06length\x18\x03 \x01(\rB\x06\x98\xb5\x18\x80\x80@\x12$\n\x05space\x18\x04 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x05 \x01(\x05\"\x1c\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x8c\x01\n\x11ReadStreamRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x19\n\x06length\x18\x03 \x01(\x04\x42\t\x98\xb5\x18\x80\x80\x80\x80\x80 \x12$\n\x05space\x18\x04 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x05 \x01(\x05\"\"\n\x12ReadStreamResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"c\n\x05Range\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x06\x12\x16\n\x06length\x18\x02 \x01(\rB\x06\x98\xb5\x18\x80\x80@\x12$\n\x05space\x18\x03 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x04 \x01(\x05\"P\n\x0cReadVRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12&\n\x06ranges\x18\x02 \x03(\x0b\x32\x0e.kvmd.v1.RangeB\x06\x90\xb5\x18\x80\x80\x01\":\n\x0bRangeResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x1d\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0e.kvmd.v1.Error\"6\n\rReadVResponse\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.kvmd.v1.RangeResult\"O\n\x0cWriteRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x14\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x06\x88\xb5\x18\x80\x80@\"?\n\rWriteResponse\x12\x0f\n\x07written\x18\x01 \x01(\r\x12\x1d\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0e.kvmd.v1.Error\";\n\x10WalkPagesRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\r\n\x05start\x18\x02 \x01(\x06\"\x9e\x01\n\x04Page\x12\x17\n\x0fvirtual_address\x18\x01 \x01(\x06\x12\x18\n\x10physical_address\x18\x02 \x01(\x06\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x12\n\nprotection\x18\x04 \x01(\r\x12\x1b\n\x0e\x64irect_address\x18\x05 \x01(\x06H\x00\x88\x01\x01\x12\x0f\n\x07present\x18\x06 \x01(\x08\x42\x11\n\x0f_direct_address\"1\n\x11WalkPagesResponse\x12\x1c\n\x05pages\x18\x01 \x03(\x0b\x32\r.kvmd.v1.Page*{\n\x0c\x41\x64\x64ressSpace\x12\x1d\n\x19\x41\x44\x44RESS_SPACE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x44RESS_SPACE_KERNEL\x10\x01\x12\x1a\n\x16\x41\x44\x44RESS_SPACE_PHYSICAL\x10\x02\x12\x16\n\x12\x41\x44\x44RESS_SPACE_USER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmd/v1/memory.proto\x12\x07kvmd.v1\x1a\x14kvmd/v1/bounds.proto\x1a\x13kvmd/v1/error.proto\"\x91\x01\n\x0bReadRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x16\n\x06length\x18\x03 \x01(\rB\x06\x98\xb5\x18\x80\x80@\x12$\n\x05space\x18\x04 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0c\n\x04zstd\x18\x06 \x01(\x08\"2\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0cplain_length\x18\x02 \x01(\r\"\x9a\x01\n\x11ReadStreamRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x19\n\x06length\x18\x03 \x01(\x04\x42\t\x98\xb5\x18\x80\x80\x80\x80\x80 \x12$\n\x05space\x18\x04 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0c\n\x04zstd\x18\x06 \x01(\x08\"8\n\x12ReadStreamResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0cplain_length\x18\x02 \x01(\r\"c\n\x05Range\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x06\x12\x16\n\x06length\x18\x02 \x01(\rB\x06\x98\xb5\x18\x80\x80@\x12$\n\x05space\x18\x03 \x01(\x0e\x32\x15.kvmd.v1.AddressSpace\x12\x0b\n\x03pid\x18\x04 \x01(\x05\"^\n\x0cReadVRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12&\n\x06ranges\x18\x02 \x03(\x0b\x32\x0e.kvmd.v1.RangeB\x06\x90\xb5\x18\x80\x80\x01\x12\x0c\n\x04zstd\x18\x03 \x01(\x08\"P\n\x0bRangeResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x1d\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0e.kvmd.v1.Error\x12\x14\n\x0cplain_length\x18\x03 \x01(\r\"6\n\rReadVResponse\x12%\n\x07results\x18\x01 \x03(\x0b\x32\x14.kvmd.v1.RangeResult\"O\n\x0cWriteRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x06\x12\x14\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x06\x88\xb5\x18\x80\x80@\"?\n\rWriteResponse\x12\x0f\n\x07written\x18\x01 \x01(\r\x12\x1d\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0e.kvmd.v1.Error\";\n\x10WalkPagesRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\r\n\x05start\x18\x02 \x01(\x06\"\x9e\x01\n\x04Page\x12\x17\n\x0fvirtual_address\x18\x01 \x01(\x06\x12\x18\n\x10physical_address\x18\x02 \x01(\x06\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x12\n\nprotection\x18\x04 \x01(\r\x12\x1b\n\x0e\x64irect_address\x18\x05 \x01(\x06H\x00\x88\x01\x01\x12\x0f\n\x07present\x18\x06 \x01(\x08\x42\x11\n\x0f_direct_address\"1\n\x11WalkPagesResponse\x12\x1c\n\x05pages\x18\x01 \x03(\x0b\x32\r.kvmd.v1.Page*{\n\x0c\x41\x64\x64ressSpace\x12\x1d\n\x19\x41\x44\x44RESS_SPACE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x44\x44RESS_SPACE_KERNEL\x10\x01\x12\x1a\n\x16\x41\x44\x44RESS_SPACE_PHYSICAL\x10\x02\x12\x16\n\x12\x41\x44\x44RESS_SPACE_USER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,32 +53,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEREQUEST'].fields_by_name['data']._serialized_options = b'\210\265\030\200\200@'
   _globals['_WALKPAGESREQUEST'].fields_by_name['descriptor']._loaded_options = None
   _globals['_WALKPAGESREQUEST'].fields_by_name['descriptor']._serialized_options = b'\210\265\030@'
-  _globals['_ADDRESSSPACE']._serialized_start=1137
-  _globals['_ADDRESSSPACE']._serialized_end=1260
+  _globals['_ADDRESSSPACE']._serialized_start=1245
+  _globals['_ADDRESSSPACE']._serialized_end=1368
   _globals['_READREQUEST']._serialized_start=77
-  _globals['_READREQUEST']._serialized_end=208
-  _globals['_READRESPONSE']._serialized_start=210
-  _globals['_READRESPONSE']._serialized_end=238
-  _globals['_READSTREAMREQUEST']._serialized_start=241
-  _globals['_READSTREAMREQUEST']._serialized_end=381
-  _globals['_READSTREAMRESPONSE']._serialized_start=383
-  _globals['_READSTREAMRESPONSE']._serialized_end=417
-  _globals['_RANGE']._serialized_start=419
-  _globals['_RANGE']._serialized_end=518
-  _globals['_READVREQUEST']._serialized_start=520
-  _globals['_READVREQUEST']._serialized_end=600
-  _globals['_RANGERESULT']._serialized_start=602
-  _globals['_RANGERESULT']._serialized_end=660
-  _globals['_READVRESPONSE']._serialized_start=662
-  _globals['_READVRESPONSE']._serialized_end=716
-  _globals['_WRITEREQUEST']._serialized_start=718
-  _globals['_WRITEREQUEST']._serialized_end=797
-  _globals['_WRITERESPONSE']._serialized_start=799
-  _globals['_WRITERESPONSE']._serialized_end=862
-  _globals['_WALKPAGESREQUEST']._serialized_start=864
-  _globals['_WALKPAGESREQUEST']._serialized_end=923
-  _globals['_PAGE']._serialized_start=926
-  _globals['_PAGE']._serialized_end=1084
-  _globals['_WALKPAGESRESPONSE']._serialized_start=1086
-  _globals['_WALKPAGESRESPONSE']._serialized_end=1135
+  _globals['_READREQUEST']._serialized_end=222
+  _globals['_READRESPONSE']._serialized_start=224
+  _globals['_READRESPONSE']._serialized_end=274
+  _globals['_READSTREAMREQUEST']._serialized_start=277
+  _globals['_READSTREAMREQUEST']._serialized_end=431
+  _globals['_READSTREAMRESPONSE']._serialized_start=433
+  _globals['_READSTREAMRESPONSE']._serialized_end=489
+  _globals['_RANGE']._serialized_start=491
+  _globals['_RANGE']._serialized_end=590
+  _globals['_READVREQUEST']._serialized_start=592
+  _globals['_READVREQUEST']._serialized_end=686
+  _globals['_RANGERESULT']._serialized_start=688
+  _globals['_RANGERESULT']._serialized_end=768
+  _globals['_READVRESPONSE']._serialized_start=770
+  _globals['_READVRESPONSE']._serialized_end=824
+  _globals['_WRITEREQUEST']._serialized_start=826
+  _globals['_WRITEREQUEST']._serialized_end=905
+  _globals['_WRITERESPONSE']._serialized_start=907
+  _globals['_WRITERESPONSE']._serialized_end=970
+  _globals['_WALKPAGESREQUEST']._serialized_start=972
+  _globals['_WALKPAGESREQUEST']._serialized_end=1031
+  _globals['_PAGE']._serialized_start=1034
+  _globals['_PAGE']._serialized_end=1192
+  _globals['_WALKPAGESRESPONSE']._serialized_start=1194
+  _globals['_WALKPAGESRESPONSE']._serialized_end=1243
 # @@protoc_insertion_point(module_scope)

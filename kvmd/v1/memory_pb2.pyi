@@ -21,44 +21,52 @@ ADDRESS_SPACE_PHYSICAL: AddressSpace
 ADDRESS_SPACE_USER: AddressSpace
 
 class ReadRequest(_message.Message):
-    __slots__ = ("descriptor", "address", "length", "space", "pid")
+    __slots__ = ("descriptor", "address", "length", "space", "pid", "zstd")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     address: int
     length: int
     space: AddressSpace
     pid: int
-    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
+    zstd: bool
+    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ..., zstd: _Optional[bool] = ...) -> None: ...
 
 class ReadResponse(_message.Message):
-    __slots__ = ("data",)
+    __slots__ = ("data", "plain_length")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    plain_length: int
+    def __init__(self, data: _Optional[bytes] = ..., plain_length: _Optional[int] = ...) -> None: ...
 
 class ReadStreamRequest(_message.Message):
-    __slots__ = ("descriptor", "address", "length", "space", "pid")
+    __slots__ = ("descriptor", "address", "length", "space", "pid", "zstd")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SPACE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     address: int
     length: int
     space: AddressSpace
     pid: int
-    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
+    zstd: bool
+    def __init__(self, descriptor: _Optional[str] = ..., address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ..., zstd: _Optional[bool] = ...) -> None: ...
 
 class ReadStreamResponse(_message.Message):
-    __slots__ = ("data",)
+    __slots__ = ("data", "plain_length")
     DATA_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     data: bytes
-    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    plain_length: int
+    def __init__(self, data: _Optional[bytes] = ..., plain_length: _Optional[int] = ...) -> None: ...
 
 class Range(_message.Message):
     __slots__ = ("address", "length", "space", "pid")
@@ -73,20 +81,24 @@ class Range(_message.Message):
     def __init__(self, address: _Optional[int] = ..., length: _Optional[int] = ..., space: _Optional[_Union[AddressSpace, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class ReadVRequest(_message.Message):
-    __slots__ = ("descriptor", "ranges")
+    __slots__ = ("descriptor", "ranges", "zstd")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     ranges: _containers.RepeatedCompositeFieldContainer[Range]
-    def __init__(self, descriptor: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+    zstd: bool
+    def __init__(self, descriptor: _Optional[str] = ..., ranges: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., zstd: _Optional[bool] = ...) -> None: ...
 
 class RangeResult(_message.Message):
-    __slots__ = ("data", "error")
+    __slots__ = ("data", "error", "plain_length")
     DATA_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_LENGTH_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     error: _error_pb2.Error
-    def __init__(self, data: _Optional[bytes] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+    plain_length: int
+    def __init__(self, data: _Optional[bytes] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., plain_length: _Optional[int] = ...) -> None: ...
 
 class ReadVResponse(_message.Message):
     __slots__ = ("results",)

@@ -17,6 +17,7 @@ from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK, Image, Indexed
 from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 from kvmd.worker.following import USUAL_LENGTH, ListWalk, c_string
+from kvmd.worker.packing import packed
 from kvmd.worker.protocol import encode_error
 
 BATCH_BYTES = 512 << 10
@@ -49,7 +50,7 @@ def read(image: Image, raw: bytes) -> bytes:
     """Read one range."""
     request = memory_pb2.ReadRequest.FromString(raw)
     data = image.read(request.address, request.length, request.space, request.pid)
-    return memory_pb2.ReadResponse(data=data).SerializeToString()
+    return packed(memory_pb2.ReadResponse(data=data), request.zstd).SerializeToString()
 
 
 def _readable(failure: KvmError) -> int:
@@ -67,10 +68,10 @@ def read_stream(image: Image, raw: bytes) -> Iterator[bytes]:
         except KvmError as failure:
             if readable := _readable(failure):
                 data = image.read(address, readable, request.space, request.pid)
-                yield memory_pb2.ReadStreamResponse(data=data).SerializeToString()
+                yield packed(memory_pb2.ReadStreamResponse(data=data), request.zstd).SerializeToString()
             failure.metadata["readable"] = str(done + readable)
             raise
-        yield memory_pb2.ReadStreamResponse(data=data).SerializeToString()
+        yield packed(memory_pb2.ReadStreamResponse(data=data), request.zstd).SerializeToString()
         done += length
 
 
@@ -86,7 +87,7 @@ def _range(image: Image, item: memory_pb2.Range) -> memory_pb2.RangeResult:
 def read_v(image: Image, raw: bytes) -> bytes:
     """Read many ranges."""
     request = memory_pb2.ReadVRequest.FromString(raw)
-    results = [_range(image, item) for item in request.ranges]
+    results = [packed(_range(image, item), request.zstd) for item in request.ranges]
     return memory_pb2.ReadVResponse(results=results).SerializeToString()
 
 

@@ -12,7 +12,9 @@ from libkvm.aio.opening import opening
 from libkvm.aio.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
 from libkvm.aio.transports import TlsFiles, transport
 from libkvm.calls import OPEN
+from libkvm.errors import Reason, error
 from libkvm.names import KVM_ANY_SWAP, KVM_NO_FILES, Name, Swap, open_request, source_name
+from libkvm.packed import available
 
 _O_RDWR = 2
 
@@ -25,6 +27,7 @@ def connect(  # noqa: PLR0913 - all but the target by keyword
     tls_ca: str | None = None,
     tls_cert: str | None = None,
     tls_key: str | None = None,
+    compress: bool = False,
 ) -> Client:
     """Make a client of a daemon; it connects at its first call.
 
@@ -35,10 +38,14 @@ def connect(  # noqa: PLR0913 - all but the target by keyword
     :param tls_ca: for another host: the file of authorities that its certificate may come from; None: KVMD_TLS_CA.
     :param tls_cert: this client's certificate, by which that daemon knows it; None: KVMD_TLS_CERT.
     :param tls_key: the private key of that; None: KVMD_TLS_KEY.
+    :param compress: have memory compressed on its way, which pays where the line is slow; takes ``libkvm[zstd]``.
     :raises RequestError: the target is of no kind that libkvm knows, or a certificate can't be used.
+    :raises UnsupportedError: nothing here can decompress.
     """
+    if compress and not available():
+        raise error(Reason.UNSUPPORTED, "compress needs the package zstandard: install libkvm[zstd]")
     tls = TlsFiles(tls_ca, tls_cert, tls_key)
-    return Client(Session(transport(target or default_target(), tls), timeout, long_timeout))
+    return Client(Session(transport(target or default_target(), tls), timeout, long_timeout, compress=compress))
 
 
 class Client(Unpicklable):
@@ -103,6 +110,7 @@ class Client(Unpicklable):
             source_name(request),
             write=bool(request.flags & _O_RDWR),
             name=answer.kernel_name,
+            dump=answer.dump,
         )
 
     async def close(self) -> None:

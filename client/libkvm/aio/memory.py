@@ -11,8 +11,9 @@ from kvmd.v1 import memory_pb2
 from libkvm.aio.handle import Handle
 from libkvm.bounds import address_number, id_number, length_number
 from libkvm.calls import READ, READ_STREAM, READ_V
-from libkvm.convert import record
+from libkvm.convert import failure
 from libkvm.errors import KvmError, Reason, error
+from libkvm.packed import plain
 from libkvm.records import RangeResult
 
 Buffer = bytearray | memoryview
@@ -50,10 +51,12 @@ class Memory(Handle):
                 [item async for item in self.stream(address, length, physical=physical, pid=pid, timeout=timeout)]
             )
         space, process = space_number(physical, pid)
+        session = self._session
         request = READ.request(
-            descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
-        )
-        return _whole((await self._session.unary(READ, request, timeout)).data, length)
+            descriptor=self._id, address=address_number(address), length=length_number(length), space=space,
+            pid=process, zstd=session.compress,
+        )  # fmt: skip
+        return _whole(plain(await session.unary(READ, request, timeout), length), length)
 
     async def readinto(
         self,
@@ -102,19 +105,21 @@ class Memory(Handle):
         :raises FaultError: as :meth:`read`, after every byte before the fault.
         """
         space, process = space_number(physical, pid)
-        request = READ_STREAM.request(
-            descriptor=self._id, address=address_number(address), length=length_number(length), space=space, pid=process
-        )
         session = self._session
+        request = READ_STREAM.request(
+            descriptor=self._id, address=address_number(address), length=length_number(length), space=space,
+            pid=process, zstd=session.compress,
+        )  # fmt: skip
         deadline = session.timeout + length / _SLOWEST if timeout is None else timeout
         done = 0
         try:
             async with contextlib.aclosing(session.stream(READ_STREAM, request, deadline)) as answers:
                 async for answer in answers:
-                    done += len(answer.data)
+                    data = plain(answer, min(MIB, length - done))
+                    done += len(data)
                     if done > length:
                         raise _unlike(done, length)
-                    yield answer.data
+                    yield data
         except KvmError as fault:
             raise readable_part(fault, done) from None
         if done != length:
@@ -135,11 +140,13 @@ class Memory(Handle):
         :return: a result for each range, in their order.
         """
         results: list[RangeResult] = []
+        session = self._session
         for batch in _batches(ranges, *space_number(physical, pid)):
-            answer = await self._session.unary(READ_V, READ_V.request(descriptor=self._id, ranges=batch), timeout)
+            request = READ_V.request(descriptor=self._id, ranges=batch, zstd=session.compress)
+            answer = await session.unary(READ_V, request, timeout)
             if len(answer.results) != len(batch):
                 raise _unlike(len(answer.results), len(batch))
-            results += [record(RangeResult, result) for result in answer.results]
+            results += map(_result, answer.results, batch)
         return results
 
 
@@ -171,6 +178,11 @@ def space_number(physical: bool, pid: int | None) -> tuple[memory_pb2.AddressSpa
     if physical:
         raise TypeError("an address is physical or of a process (pid), not both")
     return memory_pb2.ADDRESS_SPACE_USER, id_number(pid)
+
+
+def _result(result: memory_pb2.RangeResult, wanted: memory_pb2.Range) -> RangeResult:
+    why = failure(result.error) if result.HasField("error") else None
+    return RangeResult(plain(result, wanted.length), why)
 
 
 def _whole(data: bytes, length: int) -> bytes:

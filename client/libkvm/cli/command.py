@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from libkvm.errors import KvmError
 from libkvm.kernel import Kernel
@@ -61,7 +62,7 @@ TLS = {
 """The options of certificates, without ``--tls-``."""
 
 
-def certificates(options: argparse.Namespace) -> dict[str, str | None]:
+def certificates(options: argparse.Namespace) -> dict[str, Any]:
     """Answer connect()'s keywords for what the command line says of certificates."""
     return {f"tls_{word}": getattr(options, f"tls_{word}") for word in TLS}
 

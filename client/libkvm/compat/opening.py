@@ -119,4 +119,5 @@ def _handle(
 
 def _kernel(session: Session, request: OpenRequest, answer: OpenResponse | OpenFilesResponse) -> Kernel:
     write = bool(request.flags & _O_ACCMODE)
-    return Kernel(session, answer.descriptor, source_name(request), write=write, name=answer.kernel_name)
+    source = source_name(request)
+    return Kernel(session, answer.descriptor, source, write=write, name=answer.kernel_name, dump=answer.dump)

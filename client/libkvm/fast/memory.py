@@ -11,6 +11,7 @@ from kvmd.fast import HALF, MOST_RANGES
 from libkvm import memory
 from libkvm.bounds import address_number, length_number
 from libkvm.errors import KvmError, Reason, error
+from libkvm.fast.ahead import Ahead
 from libkvm.fast.joining import Direct
 from libkvm.fast.link import BrokenLinkError, Link, NoDaemonError
 from libkvm.memory import MIB, Buffer, readable_part, space_number
@@ -28,10 +29,18 @@ class Memory(memory.Memory):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._direct = Direct(self._shared)
+        self._ahead = Ahead(self._further) if self._dump and not self._shared.local else None
+        if self._ahead is not None:
+            self._shared.attached.add(self._ahead)
 
     def close(self) -> None:  # noqa: D102 - as without
         self._direct.drop()
+        if self._ahead is not None:
+            self._ahead.drop()
         super().close()
+
+    def _further(self, ranges: Sequence[tuple[int, int]], physical: bool, seconds: float) -> list[RangeResult]:
+        return super().readv(ranges, physical=physical, timeout=seconds)
 
     def _try(self, use: Callable[[Link, float], R], until: float) -> R | None:
         """Do something over the link, until then; None: ask the daemon, which has what time is left.
@@ -75,6 +84,8 @@ class Memory(memory.Memory):
         space, process = space_number(physical, pid)
         where, size, until = address_number(address), length_number(length), self._until(length, timeout)
         data = self._try(lambda link, left: link.read(where, size, space, process, left), until)
+        if data is None and self._ahead is not None and pid is None:
+            data = self._ahead.read(physical, where, size, _left(until))
         if data is not None:
             return data
         return super().read(address, length, physical=physical, pid=pid, timeout=_left(until))

@@ -112,7 +112,7 @@ def test_the_call_table_agrees_with_the_service(name):
         (records.LogRecord, image_pb2.LogRecord, set()),
         (records.ListElement, batch_pb2.ListElement, set()),
         (records.CString, batch_pb2.CString, set()),
-        (records.RangeResult, memory_pb2.RangeResult, set()),
+        (records.RangeResult, memory_pb2.RangeResult, {"plain_length"}),
         (records.Symbol, symbol_pb2.Symbol, {"found"}),
         (records.Process, process_pb2.Process, set()),
         (records.Page, memory_pb2.Page, set()),
