@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import zstandard
@@ -31,13 +31,16 @@ def unpacked(name: str) -> Path:
     return target
 
 
-def zstd(source: Path, target: Path, keep: Callable[[int], bool]) -> tuple[int, int]:
+def zstd(
+    source: Path, target: Path, keep: Callable[[int], bool], more: Mapping[int, bytes] | None = None
+) -> tuple[int, int]:
     """Rewrite an uncompressed KDUMP file as ``makedumpfile -z`` would have, leaving pages out as ``-d`` does.
 
     :param keep: whether the page of this number stays.
+    :param more: pages that the source doesn't have, by number.
     :returns: how many pages stayed, and how many there were.
     """
-    old = source.read_bytes()
+    old, added = source.read_bytes(), more or {}
     _, block, sub, bitmaps = struct.unpack_from("<Iiii", old, _STATUS)
     at_bitmap = (1 + sub) * block
     at_descriptors = at_bitmap + bitmaps * block
@@ -46,18 +49,22 @@ def zstd(source: Path, target: Path, keep: Callable[[int], bool]) -> tuple[int, 
     second = at_bitmap + bitmaps * block // 2
     bits = old[second:at_descriptors]
     present = [at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
-    kept = [(number, pfn) for number, pfn in enumerate(present) if keep(pfn)]
-    for pfn in set(present) - {pfn for _, pfn in kept}:
-        out[second + (pfn >> 3)] &= ~(1 << (pfn & 7))
+    numbers = {pfn: number for number, pfn in enumerate(present) if keep(pfn)}
+    kept = sorted({*numbers, *added})
+    for pfn in set(present).symmetric_difference(kept):
+        out[second + (pfn >> 3)] ^= 1 << (pfn & 7)
     compressor = zstandard.ZstdCompressor(level=3)
     data, descriptors = bytearray(), bytearray()
     at_data = at_descriptors + len(kept) * _DESCRIPTOR.size
-    for number, _ in kept:
-        offset, size, flags, page_flags = _DESCRIPTOR.unpack_from(old, at_descriptors + number * _DESCRIPTOR.size)
-        assert not flags, "the source's pages are not compressed"
-        page = old[offset : offset + size]
+    for pfn in kept:
+        page, page_flags = added.get(pfn, b""), 0
+        if pfn in numbers:
+            place = at_descriptors + numbers[pfn] * _DESCRIPTOR.size
+            offset, size, flags, page_flags = _DESCRIPTOR.unpack_from(old, place)
+            assert not flags, "the source's pages are not compressed"
+            page = old[offset : offset + size]
         packed = compressor.compress(page)
-        flags, stored = (_ZSTD, packed) if len(packed) < size else (0, page)
+        flags, stored = (_ZSTD, packed) if len(packed) < len(page) else (0, page)
         descriptors += _DESCRIPTOR.pack(at_data + len(data), len(stored), flags, page_flags)
         data += stored
     target.write_bytes(bytes(out) + descriptors + data)

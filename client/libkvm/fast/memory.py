@@ -14,6 +14,7 @@ from libkvm.errors import KvmError, Reason, error
 from libkvm.fast.ahead import Ahead
 from libkvm.fast.joining import Direct
 from libkvm.fast.link import BrokenLinkError, Link, NoDaemonError
+from libkvm.fast.reader import reader
 from libkvm.memory import MIB, Buffer, readable_part, space_number
 from libkvm.records import RangeResult
 
@@ -89,6 +90,15 @@ class Memory(memory.Memory):
         if data is not None:
             return data
         return super().read(address, length, physical=physical, pid=pid, timeout=_left(until))
+
+    def reader(self) -> Callable[..., bytes]:
+        """Make a function of an address and a length, for very many small reads of kernel memory.
+
+        It does what :meth:`read` does, and takes half as long for what is in the page cache.
+
+        Further arguments are ignored, so that it can be drgn's memory hook (``Program.add_memory_segment``).
+        """
+        return reader(self, lambda: link.pages if (link := self._direct.link(self._id)) is not None else None)
 
     def readinto(  # noqa: D102 - as without
         self,

@@ -30,6 +30,11 @@ class Pages:
         self._ended = ended
         self._found: dict[int, tuple[int, int, int]] = {}
 
+    @property
+    def parts(self) -> tuple[dict[int, tuple[int, int, int]], mmap.mmap, memoryview, Sequence[int]]:
+        """Where pages were found (offset, slot, tag), all bytes, all tags, and what says that it has ended."""
+        return self._found, self._bytes, self._tags, self._ended
+
     def read(self, address: int, length: int) -> bytes | None:
         """Read from one page; None if it isn't here."""
         try:

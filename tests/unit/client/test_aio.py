@@ -22,6 +22,7 @@ C_FACE = {name for name in libkvm.__all__ if name.startswith("kvm_") or name in 
 CONSTANTS = {name for name in libkvm.__all__ if name.isupper()}
 PAIRS = [(libkvm.Client, libkvm.aio.Client), (libkvm.Kernel, libkvm.aio.Kernel), (base.Transport, twin_base.Transport)]
 RENAMED = {"__enter__": "__aenter__", "__exit__": "__aexit__"}
+DIRECT = {"reader"}  # of direct reads, which the twin doesn't make
 KINDS = {"Iterator": "AsyncIterator", "Generator": "AsyncGenerator"}
 
 
@@ -47,8 +48,9 @@ def test_the_names_are_those_of_the_python_face():
 
 @pytest.mark.parametrize(("sync", "twin"), PAIRS)
 def test_names_and_signatures_are_the_same(sync, twin):
-    assert {RENAMED.get(name, name) for name in public(sync)} == public(twin)
-    for name in public(sync):
+    both = public(sync) - DIRECT
+    assert {RENAMED.get(name, name) for name in both} == public(twin)
+    for name in both:
         one, other = function(sync, name), function(twin, RENAMED.get(name, name))
         assert one.parameters == other.parameters
         assert asynchronous(one.return_annotation) == other.return_annotation
