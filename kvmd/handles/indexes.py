@@ -1,12 +1,14 @@
 """Indexes of kernel builds, kept in a directory of the daemon's own; what is in them it doesn't know.
 
 A file is SHA-256 of all that follows, and the index. It is named after the build, replaced as a whole, and copied into
-sealed memory before it is given to anybody. What others could have written, or what is damaged, is removed.
+sealed memory before it is given to anybody. What others could have written, or what is damaged, is removed; what has
+another name than an index is never touched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -22,9 +24,12 @@ log = logging.getLogger(__name__)
 
 MOST = 24 << 20
 """The longest index, in bytes: an answer of a worker's."""
+MOST_FILES = 1024
+"""As many are kept at most, however short: a dump may claim any build, and each file is looked at to make room."""
 _DIGEST = hashlib.sha256().digest_size
 _NAME = re.compile("[0-9a-f]{16,64}")
 _PART = ".new-"
+_OURS = re.compile(f"{_NAME.pattern}|{re.escape(_PART)}[0-9a-f]{{16}}")
 _WRITING = 60.0  # seconds in which one is surely written
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -87,17 +92,22 @@ class Indexes:
         if not _NAME.fullmatch(build_id):
             return None
         try:
-            data = self._read(build_id)
+            return Kept(self._read(build_id))
         except FileNotFoundError:
             return None
         except OSError as failure:
             log.warning("an index is not used: %s", failure)
-            self._remove(build_id)
+            if isinstance(failure, UnfitError):  # else the disk's, or memory's: the file may be good
+                self._remove(build_id)
             return None
-        return Kept(data)
 
     def _read(self, name: str) -> memoryview:
-        fd = os.open(name, _READ, dir_fd=self._fd)
+        try:
+            fd = os.open(name, _READ, dir_fd=self._fd)
+        except OSError as failure:
+            if failure.errno in (errno.ELOOP, errno.ENXIO):
+                raise UnfitError(f"{name} is none") from None
+            raise
         with open(fd, "rb", buffering=0) as file:
             status = os.fstat(fd)
             _check(status, name)
@@ -107,7 +117,8 @@ class Indexes:
             whole = memoryview(file.read(status.st_size))
             if hashlib.sha256(whole[_DIGEST:]).digest() != whole[:_DIGEST]:
                 raise UnfitError(f"{name} is damaged")
-            os.utime(fd)
+            with contextlib.suppress(OSError):  # a disk that is read-only: it is as good
+                os.utime(fd)
         return whole[_DIGEST:]
 
     def keep(self, build_id: str, data: bytes) -> None:
@@ -135,16 +146,18 @@ class Indexes:
         found, now = [], time.time()
         for name in os.listdir(self._fd):
             with contextlib.suppress(FileNotFoundError):  # another daemon's doing
+                if not _OURS.fullmatch(name):
+                    continue
                 status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
                 if name.startswith(_PART) and status.st_mtime > now - _WRITING:
                     continue
                 found.append((name == newest, status.st_mtime_ns, name, status.st_size))
-        total = sum(size for *_, size in found)
+        total, count = sum(size for *_, size in found), len(found)
         for _, _, name, size in sorted(found):
-            if total <= self._most:
+            if total <= self._most and count <= MOST_FILES:
                 return
             self._remove(name)
-            total -= size
+            total, count = total - size, count - 1
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(OSError):

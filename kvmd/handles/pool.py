@@ -117,7 +117,7 @@ class Pool:
     def __init__(self, quota: Quota, bounds: Bounds, *, linger: float, indexes: Indexes | None = None) -> None:
         self._quota, self.bounds, self._linger, self._indexes = quota, bounds, linger, indexes
         self.ended = Counter[str]()
-        self._learning = asyncio.Lock()
+        self._learning: asyncio.Task[bytes | None] | None = None
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._spare: asyncio.Task[Worker] | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -235,15 +235,20 @@ class Pool:
         """Keep an index of a kernel's build, if one was missed. One is made at a time; others wait for another open."""
         if self._indexes is None or self._closing or entry.kept or entry.dead() or not entry.image.build_id:
             return
-        if self._learning.locked():
+        if self._learning is not None:
             return
-        async with self._learning:
-            try:
-                if (index := await learn(entry.worker, self.bounds)) is not None:
-                    entry.kept = True
-                    await asyncio.to_thread(self._indexes.keep, entry.image.build_id, index)
-            except (KvmError, OSError) as failure:
-                log.warning("no index is kept of build %s: %s", entry.image.build_id, failure)
+        self._learning = asyncio.ensure_future(learn(entry.worker, self.bounds))
+        try:
+            if (index := await self._learning) is not None:
+                entry.kept = True
+                await asyncio.to_thread(self._indexes.keep, entry.image.build_id, index)
+        except (KvmError, OSError) as failure:
+            log.warning("no index is kept of build %s: %s", entry.image.build_id, str(failure) or "it takes too long")
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+        finally:
+            self._learning = None
 
     async def _end(self, entry: Entry) -> None:
         try:
@@ -266,6 +271,8 @@ class Pool:
     async def close(self) -> None:
         """End every worker."""
         self._closing = True
+        if self._learning is not None:
+            self._learning.cancel()
         for entry in list(self._entries.values()):
             entry.opened.cancel()
             self._retire(entry)

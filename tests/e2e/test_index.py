@@ -12,8 +12,12 @@ import pytest
 import libkvm
 from daemon import Daemon, running_daemon
 from images import fixture
+from kvmd.images.base import File, Files
+from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.index import Index, inputs, make
 
 BUILD = "debian-6.1-panic/vmcore.kdump"
+COMM = b"kthreadd" + bytes(8)  # as task_struct has it, and nothing else
 
 
 @pytest.fixture
@@ -82,6 +86,63 @@ def test_a_dump_that_lies_about_its_build_misleads_nobody(tmp_path: Path, dumps:
     with running_daemon([dumps]) as daemon:
         assert listed(daemon, dumps / "one") == truth
         assert listed(daemon, liar) == lied
+
+
+def swapped(dump: Path) -> tuple[bytes, str, str]:
+    """The dump with the addresses of two symbols exchanged in its symbol table."""
+    with dump.open("rb") as file:
+        kernel = LinuxImage(Files(File(file.fileno(), str(dump)))).kernel
+        raw = kernel._raw_kallsyms()
+        assert raw is not None
+        places = Index(memoryview(make(memoryview(inputs(raw, kernel._btf_in_memory()))))).symbols(
+            raw, kernel.address("_stext")
+        )
+        assert places is not None
+        names = ["schedule", "init_task"]
+        one, other = (next(iter(places.numbers(name.encode())))[0] for name in names)
+    data, words = bytearray(dump.read_bytes()), raw.offsets
+    for number, by in ((one, other), (other, one)):
+        around = words[4 * number - 40 : 4 * number + 40]
+        assert data.count(around) == 1
+        at = data.find(around) + 40
+        data[at : at + 4] = words[4 * by : 4 * by + 4]
+    return bytes(data), *names
+
+
+def test_a_dump_with_another_symbol_table_misleads_nobody(tmp_path: Path, dumps: Path) -> None:
+    forged, *names = swapped(dumps / "one")
+    (dumps / "liar").write_bytes(forged)
+
+    def addresses(path: Path) -> list[int]:
+        with libkvm.connect(daemon.target) as client, client.open(str(path)) as kernel:
+            assert kernel.info.release
+            return [kernel.symbol(name).value for name in names]
+
+    with running_daemon([dumps]) as daemon:
+        truth, lied = addresses(dumps / "one"), addresses(dumps / "liar")
+        assert lied == truth[::-1]
+    with running_daemon([dumps], config(tmp_path)) as daemon:
+        assert addresses(dumps / "liar") == lied
+        index(tmp_path)
+        assert addresses(dumps / "one") == truth
+        assert addresses(dumps / "other") == truth
+
+
+def test_a_dump_that_differs_elsewhere_alone_makes_the_same_index(tmp_path: Path, dumps: Path) -> None:
+    """Same build id, symbols and types; everything that an index doesn't hold is the dump's own."""
+    liar, data = dumps / "liar", (dumps / "one").read_bytes()
+    at = data.find(COMM)
+    assert at > 0
+    liar.write_bytes(data.replace(COMM, COMM.replace(b"e", b"3")))
+    made = []
+    for first in (liar, dumps / "one"):
+        with running_daemon([dumps], config(tmp_path)) as daemon:
+            listed(daemon, first)
+            made.append(index(tmp_path).read_bytes())
+            assert {comm for _, comm, _ in listed(daemon, liar)} >= {"kthr3add"}
+            assert {comm for _, comm, _ in listed(daemon, dumps / "other")} >= {"kthreadd"}
+        index(tmp_path).unlink()
+    assert made[0] == made[1]
 
 
 def test_damage_and_a_missing_directory_cost_time_only(tmp_path: Path, dumps: Path) -> None:

@@ -20,6 +20,7 @@ from kvmd.images.linux.nametable import NameTable
 from kvmd.images.linux.nametable import make as table
 from kvmd.images.linux.sections import pack, unpack
 
+_FORMAT = b"1"  # another one, as soon as a part means something else
 _SYMBOLS = "kallsyms."
 _MOST_SIZE = 1 << 16  # of a symbol: drgn takes what is further from the next for the last before a hole
 
@@ -37,7 +38,7 @@ def make(given: memoryview) -> bytes:
     """
     try:
         parts = unpack(given)
-        made: dict[str, bytes] = {}
+        made = {"format": _FORMAT}
         if "btf" in parts:
             made |= _of_types(bytes(parts["btf"]))
         tables = [bytes(part) for name, part in parts.items() if name.startswith(_SYMBOLS)]
@@ -124,6 +125,8 @@ class Index:
 
     def __init__(self, data: memoryview) -> None:
         self._parts = unpack(data)
+        if bytes(self._parts.get("format", b"")) != _FORMAT:
+            raise ValueError("an index of another format")
 
     def types(self, btf: bytes) -> BtfIndex | None:
         """What is known of a kernel's BTF; None if that is of other bytes."""

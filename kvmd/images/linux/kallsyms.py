@@ -69,6 +69,8 @@ class RawKallsyms:
 
     @cached_property
     def _tokens(self) -> list[bytes]:
+        if len(self.indexes) != 2 * _TOKENS:
+            raise ValueError("the places of tokens are cut")
         starts = struct.unpack(f"<{_TOKENS}H", self.indexes)
         return [self.tokens[at : self.tokens.find(b"\0", at)] for at in starts]
 

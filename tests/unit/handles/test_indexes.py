@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
+import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kvmd.handles import indexes as module
 from kvmd.handles.indexes import MOST, Indexes, Kept, UnfitError
 
 ONE, TWO, THREE = "a1" * 20, "b2" * 20, "c3" * 20
@@ -149,8 +156,8 @@ def test_what_was_used_least_lately_goes_first(folder: Path) -> None:
 
 def test_what_a_killed_daemon_left_goes_too(folder: Path) -> None:
     indexes = Indexes(str(folder), 1500)
-    (folder / ".new-0123").write_bytes(bytes(1000))
-    os.utime(folder / ".new-0123", (1, 1))
+    (folder / ".new-0123456789abcdef").write_bytes(bytes(1000))
+    os.utime(folder / ".new-0123456789abcdef", (1, 1))
     indexes.keep(ONE, bytes(1000))
     assert [each.name for each in folder.iterdir()] == [ONE]
 
@@ -191,3 +198,99 @@ def test_a_full_disk_leaves_nothing_behind(indexes: Indexes, folder: Path, monke
         indexes.keep(ONE, b"another")
     assert content(indexes.find(ONE)) == b"an index"
     assert [each.name for each in folder.iterdir()] == [ONE]
+
+
+def test_what_is_no_index_of_ours_is_never_removed(folder: Path) -> None:
+    """Whoever names a directory that has a use already, /root say, loses nothing."""
+    indexes = Indexes(str(folder), 1500)
+    others = ["id_rsa", ".new-notes", "a1", ".bashrc", ONE + ".bak"]
+    for name in others:
+        (folder / name).write_bytes(bytes(1000))
+        os.utime(folder / name, (1, 1))
+    (folder / "a1b2c3d4e5f60718").mkdir()
+    for name in (ONE, TWO, THREE):
+        indexes.keep(name, bytes(1000))
+    assert sorted(each.name for each in folder.iterdir()) == sorted([*others, "a1b2c3d4e5f60718", THREE])
+
+
+def test_short_ones_are_bounded_in_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FILES", 3)
+    indexes = Indexes(str(folder), 1 << 30)
+    for number in range(8):
+        indexes.keep(f"{number:040x}", b"an index")
+        os.utime(folder / f"{number:040x}", (number, number))
+    assert sorted(each.name for each in folder.iterdir()) == [f"{number:040x}" for number in (5, 6, 7)]
+
+
+@given(st.binary(min_size=1, max_size=300), st.data())
+def test_any_damage_is_seen(tmp_path_factory: pytest.TempPathFactory, data: bytes, draw: st.DataObject) -> None:
+    folder = tmp_path_factory.getbasetemp() / "any-damage"
+    indexes = Indexes(str(folder), 1 << 20)
+    try:
+        indexes.keep(ONE, data)
+        good = (folder / ONE).read_bytes()
+        bad = bytearray(good)
+        for at in draw.draw(st.lists(st.integers(0, len(bad) * 8 - 1), max_size=4)):
+            bad[at // 8] ^= 1 << at % 8
+        bad = bad[: draw.draw(st.integers(0, len(bad)))] + draw.draw(st.binary(max_size=3))
+        (folder / ONE).write_bytes(bad)
+        assert content(indexes.find(ONE)) == (data if bad == good else None)
+        assert (folder / ONE).exists() == (bad == good)
+    finally:
+        indexes.close()
+
+
+def test_without_descriptors_there_is_none_and_it_stays(indexes: Indexes, folder: Path) -> None:
+    indexes.keep(ONE, b"an index")
+    limits, held = resource.getrlimit(resource.RLIMIT_NOFILE), list[int]()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 512), limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        assert len(held) > 100
+        assert indexes.find(ONE) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+    assert content(indexes.find(ONE)) == b"an index"
+
+
+_ON_A_DISK = """
+import os, subprocess, sys
+from kvmd.handles.indexes import Indexes
+folder, one, two = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "none", folder], check=True)
+indexes = Indexes(folder, 1 << 30)
+indexes.keep(one, b"an index")
+for name in (two, one):
+    try:
+        indexes.keep(name, bytes(1 << 20))
+    except OSError as failure:
+        assert "No space" in str(failure), failure
+    else:
+        raise AssertionError("there was room")
+assert os.listdir(folder) == [one]
+subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+later = Indexes(folder, 1 << 30)
+with later.find(one) as kept:
+    assert os.pread(kept.fd, 100, 0) == b"an index"
+assert later.find(two) is None
+try:
+    later.keep(two, b"another")
+except OSError as failure:
+    assert "Read-only" in str(failure), failure
+else:
+    raise AssertionError("it was written")
+"""
+
+
+def test_on_a_disk_that_is_full_or_read_only(tmp_path: Path) -> None:
+    enter = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*enter, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mount namespace can be had here")
+    (tmp_path / "disk").mkdir(mode=0o700)
+    command = [*enter, sys.executable, "-c", _ON_A_DISK, tmp_path / "disk", ONE, TWO]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import pytest
 from kvmd.access.limits import Quotas
 from kvmd.config import Limits
 from kvmd.errors import KvmError, Reason, error
+from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.process import Bounds
 from kvmd.images.base import Kind
@@ -31,6 +32,7 @@ class FakeWorker:
         self.protections = ""
         self.fds: list[str] = []
         self.closed = False
+        self.when_closed = asyncio.Event()
         self.made.append(self)
 
     @classmethod
@@ -46,6 +48,7 @@ class FakeWorker:
 
     async def close(self) -> None:
         self.closed = True
+        self.when_closed.set()
         self.failure = self.failure or error(Reason.SHUTTING_DOWN, "closed")
 
 
@@ -186,3 +189,34 @@ async def test_nothing_is_opened_once_the_pool_is_closed(pool: Pool, workers: ty
         await used(pool, tmp_path / "image")
     assert failure.value.reason is Reason.SHUTTING_DOWN
     assert not workers.made
+
+
+async def test_an_index_that_is_being_made_holds_up_no_end(workers: type[FakeWorker], tmp_path: Any) -> None:
+    """A worker that never says the last of what it has read; close() comes long before it is given up."""
+    asked = asyncio.Event()
+
+    async def endless(self: object, method: str, request: bytes) -> AsyncIterator[bytes]:
+        asked.set()
+        while True:
+            await asyncio.sleep(0.01)
+            yield b""
+
+    async def opened(self: object, *_: object) -> Opened:
+        return Opened("kernel", build_id="a1" * 20)
+
+    workers.stream = endless  # type: ignore[attr-defined]
+    workers.open = opened  # type: ignore[assignment, method-assign]
+    indexes = Indexes(str(tmp_path / "cache"), 1 << 20)
+    pool = Pool(Quotas(Limits())["workers"], Bounds(1 << 30, 60, 60), linger=0, indexes=indexes)
+    given = [files(tmp_path / name) for name in ("one", "other")]
+    entries = [await pool.acquire(each, "uid:0") for each in given]
+    for entry in entries:
+        pool.release(entry)
+    await asyncio.wait_for(asked.wait(), 5)
+    await asyncio.wait_for(workers.made[-1].when_closed.wait(), 5)  # one is made at a time; the other just ends
+    assert [worker.closed for worker in workers.made] == [False, True]
+    await asyncio.wait_for(pool.close(), 5)
+    assert all(worker.closed for worker in workers.made)
+    assert not list((tmp_path / "cache").iterdir())
+    for each in given:
+        close(each)

@@ -141,6 +141,50 @@ def test_what_is_no_index_counts_for_nothing(damage: bytes) -> None:
         assert len(list(image.processes(REQUEST))) > 10
 
 
+def test_of_another_format_counts_for_nothing() -> None:
+    whole = unpack(memoryview(made(NAMES[0])))
+    for other in (b"0", b"11", b""):
+        with opened(NAMES[0], pack({**whole, "format": other})) as image:
+            list(image.processes(process_pb2.GetProcsRequest()))
+            assert image.kernel._served == set()
+            assert image.index_inputs() != b""  # and is replaced
+    with pytest.raises(ValueError, match="format"):
+        Index(memoryview(pack({name: part for name, part in whole.items() if name != "format"})))
+
+
+def small_tables() -> tuple[RawKallsyms, bytes]:
+    b = Builder()
+    b.compound("one", 4, [("member", b.integer("int", 4), 0)])
+    indexes = b"".join((2 * min(n, 8)).to_bytes(2, "little") for n in range(256))
+    names = b"\2ab\1c\3bcd\0\0\0"
+    return RawKallsyms(bytes(range(12)), names, b"a\0b\0c\0d\0e\0f\0g\0h\0i\0", indexes), b.bytes()
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_whoever_chooses_the_inputs_chooses_nothing_of_what_fits(data: st.DataObject) -> None:
+    """A worker that was taken over may send any: an index that fits honest bytes is the one that is made of these."""
+    raw, btf = small_tables()
+    honest = unpack(memoryview(make(memoryview(inputs(raw, btf)))))
+    given_parts = list(unpack(memoryview(inputs(raw, btf))).items())
+    forged: dict[str, bytes] = {}
+    for name, part in data.draw(st.permutations(given_parts)):
+        names = st.sampled_from([name, name, f"kallsyms.{len(forged)}", "btf", "kallsyms.digest", "btf.names", ""])
+        changed = bytearray(part)
+        for at in data.draw(st.lists(st.integers(0, len(part) - 1), max_size=2)):
+            changed[at] = data.draw(st.integers(0, 255))
+        forged[data.draw(names)] = bytes(changed) + data.draw(st.sampled_from([b"", b"", b"\0", b"\0" * 4]))
+    try:
+        index = Index(memoryview(make(memoryview(pack(forged)))))
+    except KvmError as e:
+        assert e.reason is Reason.CORRUPT_DATA
+        return
+    for what, digest in (("btf", honest["btf.digest"]), ("kallsyms", honest["kallsyms.digest"])):
+        if index._fits(what, bytes(digest)):
+            mine = {name: bytes(part) for name, part in index._parts.items() if name.startswith(what)}
+            assert mine == {name: bytes(part) for name, part in honest.items() if name.startswith(what)}
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=25)
 def test_a_lying_index_never_gives_another_symbol(data: st.DataObject) -> None:
