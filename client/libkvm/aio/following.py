@@ -44,7 +44,7 @@ class Following(Handle):
         :param next: where in a link the pointer to the next one is: 8 walks lists of struct list_head backward.
         :param offset: where in an element the bytes are that are wanted.
         :param length: how many; at most 64 KiB.
-        :param limit: the most elements, up to 1,048,576; a longer list ends there. None: 65,536, and one that is longer
+        :param limit: the most elements, up to 262,144; a longer list ends there. None: 65,536, and one that is longer
             is an error.
         :param timeout: seconds until the last element; None: the client's ``long_timeout``.
         :raises FormatError: the list runs in a circle or doesn't end, after the elements before that.
