@@ -16,6 +16,36 @@ from kvmd.images.linux.kernel import Kernel
 MAX_TASKS = 1 << 22  # PID_MAX_LIMIT of 64-bit kernels
 
 
+class _Known:
+    """A walk, as far as it was needed.
+
+    :param walk: gives (pid, address); of a pid that comes twice the first one counts.
+    """
+
+    def __init__(self, walk: Iterator[tuple[int, int]]) -> None:
+        self._walk = walk
+        self._places: dict[int, int] = {}
+        self._failure: KvmError | None = None
+
+    def find(self, pid: int) -> int | None:
+        """Find a task.
+
+        :raises KvmError: what ended the walk, if the task doesn't come before.
+        """
+        if pid in self._places:
+            return self._places[pid]
+        try:
+            for found, address in self._walk:
+                self._places.setdefault(found, address)
+                if found == pid:
+                    return address
+        except KvmError as failure:
+            self._failure = failure
+        if (known := self._failure) is not None:  # an error of its own for each caller, who may add to it
+            raise type(known)(known.reason, known.message, dict(known.metadata)) from known.__cause__
+        return None
+
+
 class Tasks:
     """The tasks of one kernel, by the address of their task_struct.
 
@@ -120,12 +150,19 @@ class Tasks:
 
         :raises KvmError: NO_SUCH_PROCESS, or what :meth:`walk` raises.
         """
-        if pid > 0:
-            for address, links in self._leaders():
-                if links["pid"] == pid:
-                    return address
-            for address, links in self._leaders():
-                for thread, place in self._group(address, links):
-                    if thread == pid:
-                        return place
+        known = _Known(self._everything()) if self._kernel.dump.live else self._known
+        if pid > 0 and (found := known.find(pid)) is not None:
+            return found
         raise error(Reason.NO_SUCH_PROCESS, f"no process has the id {pid}", pid=pid)
+
+    @cached_property
+    def _known(self) -> _Known:
+        """What was found of a dump, which doesn't change: who reads of many processes makes one walk, not many."""
+        return _Known(self._everything())
+
+    def _everything(self) -> Iterator[tuple[int, int]]:
+        """Walk leaders, then threads: (pid, address)."""
+        for address, links in self._leaders():
+            yield links["pid"], address
+        for address, links in self._leaders():
+            yield from self._group(address, links)
