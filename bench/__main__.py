@@ -27,6 +27,7 @@ from bench.dumps import unpacked, zstd
 from bench.loads import crowd, descriptors, idlers, opening
 from bench.many import crowded, listing
 from bench.measure import machine
+from bench.mtls_stream import own
 from bench.rows import Row, Subject, uncached, vector, warm
 from bench.walk import walk
 
@@ -128,6 +129,11 @@ def _show(row: Row) -> bool:
     return row.good
 
 
+def over_tls(dump: Path, folder: Path, rounds: int, only: str) -> int:
+    """Print the row of a daemon that listens for other hosts; answer how many bounds are missed."""
+    return int(not _show(own(folder / "mtls", dump, rounds))) if only in "own mtls stream" else 0
+
+
 def against_crash(vmlinux: str | None, folder: Path, rounds: int, only: str) -> int:
     """Print the rows that have a daemon of their own; answer how many bounds are missed."""
     if only not in "open_to_ps crash":
@@ -180,7 +186,9 @@ def main() -> int:
             print(f"{machine()}\nload {os.getloadavg()[0]:.1f} before\n")
             print("| what | ours | against | theirs | ratio | bound | |\n|---|---|---|---|---|---|---|")
             status = as_nobody(lambda: report(table(target, pid, files, options.rounds), options.only))
-        return status or min(against_crash(options.vmlinux, folder, options.rounds, options.only), 1)
+        missed = over_tls(files["elf-large"], folder, options.rounds, options.only)
+        missed += against_crash(options.vmlinux, folder, options.rounds, options.only)
+        return status or min(missed, 1)
 
 
 if __name__ == "__main__":

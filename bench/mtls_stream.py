@@ -2,8 +2,11 @@
 
     python -m bench.mtls_stream [--rounds N] [--least RATIO]
 
+`python -m bench` has a row of ReadStream, the whole way from a worker to libkvm, against the same bare server.
+
 Both sides are the same grpc.aio server in a process of its own, with the same certificates (ECDSA P-256) and TLS 1.3;
 on one of them grpc ends TLS, on the other the front does and relays to grpc. Each run makes its own connection, whose
+first MiB doesn't count.
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
-from bench.measure import in_turn, machine
+import libkvm
+from bench import far
+from bench.bulk import HIGH
+from bench.measure import in_turn, machine, seconds
+from bench.rows import Row
 from kvmd.access.limits import Quotas
 from kvmd.config import Limits
 from kvmd.front.certificates import TlsFiles
@@ -80,6 +88,39 @@ def client(folder: Path, port: int) -> Callable[[], float]:
     return run
 
 
+@contextmanager
+def serving(pki: str) -> Iterator[tuple[int, int]]:
+    """A server in a process of its own, and its two ports: the bare one's and the front's."""
+    command = [sys.executable, "-m", "bench.mtls_stream", "--serve", pki]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            bare, front = (int(word) for word in server.stdout.readline().split())
+            yield bare, front
+        finally:
+            server.kill()
+
+
+def own(folder: Path, dump: Path, rounds: int) -> Row:
+    """ReadStream of a kvmd's, with all that it does for it, against as many bytes of the bare server.
+
+    :param folder: for a daemon that serves the dump.
+    """
+    folder.mkdir()
+    os.link(dump, folder / "vmcore")
+    with far.daemon(folder) as (port, files), serving(f"{folder}/pki") as (bare, _):
+        theirs = client(folder / "pki", bare)
+        with libkvm.connect(f"dns:///localhost:{port}", **files) as remote, remote.open(f"{folder}/vmcore") as kernel:
+
+            def run() -> float:
+                pieces = kernel.stream(HIGH, SIZE * MIB, physical=True)
+                return seconds(lambda: sum(map(len, pieces)))
+
+            ours, other = in_turn(run, theirs, rounds)
+    what = f"{SIZE} MiB by ReadStream, mTLS on loopback"
+    return Row(what, "bare gRPC stream with the same TLS", ours / SIZE, other / SIZE, 0.8, least=True, unit="a MiB")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
@@ -92,14 +133,9 @@ def main() -> int:
         with Authority.init(f"{name}/pki", None) as authority:
             authority.issue("localhost", hosts=[])
             authority.issue("client")
-        command = [sys.executable, "-m", "bench.mtls_stream", "--serve", f"{name}/pki"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            try:
-                bare, front = (int(word) for word in server.stdout.readline().split())
-                there, here = (client(Path(name, "pki"), port) for port in (bare, front))
-                took = in_turn(there, here, options.rounds)
-            finally:
-                server.kill()
+        with serving(f"{name}/pki") as ports:
+            there, here = (client(Path(name, "pki"), port) for port in ports)
+            took = in_turn(there, here, options.rounds)
     print(machine())
     rates = [SIZE / each for each in took]
     ratio = rates[1] / rates[0]
