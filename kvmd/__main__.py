@@ -16,6 +16,7 @@ from kvmd.config import DEFAULT_PATH, DEFAULT_SOCKET, Config, ConfigError, load
 from kvmd.daemon import serve
 from kvmd.front import certificates
 from kvmd.front.lock import ListenError
+from kvmd.syscalls import keep_freed_memory
 
 
 def _seconds(word: str) -> float:
@@ -58,6 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     options = _arguments(words)
     log.start()
+    keep_freed_memory()
     try:
         config = _settle(options)
         if config.listen.tls is not None:

@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 
 from kvmd.images.registry import open_image
+from kvmd.syscalls import keep_freed_memory
 from kvmd.worker.loop import Loop
 from kvmd.worker.protocol import WRITABLE
 from kvmd.worker.sandbox import Identity, SandboxLimits, enter
@@ -29,6 +30,7 @@ def main() -> None:
         limits = replace(limits, identity=Identity.decode(sys.argv[5]), threads=0)
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers
+    keep_freed_memory()
     protections = enter(limits)
     Loop(sock, open_image).run(protections)
 
