@@ -107,7 +107,7 @@ class Daemon:
             front.serve(admin, admin=True)
         for sock in doors:
             front.serve(sock, greet=self._remote.take if self._remote else None)
-        await stack.enter_async_context(serving(self._config.metrics, self._metrics.render))
+        await stack.enter_async_context(serving(self._config.metrics, self._metrics))
         await server.serving(True)
         where = [f"unix:{path}", *(f"tcp {tcp_name(sock.getsockname())}" for sock in doors)]
         log.info("ready on %s", ", ".join(where))

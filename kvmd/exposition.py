@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from kvmd.config import MetricsSettings
 from kvmd.front.listener import bind_unix, unlink_socket
 from kvmd.front.lock import InstanceLock
+from kvmd.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +55,18 @@ class _Answers:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: MetricsSettings, render: Callable[[], bytes]) -> AsyncIterator[None]:
+async def serving(settings: MetricsSettings, metrics: Metrics) -> AsyncIterator[None]:
     """Serve where the configuration says, for the time of a ``with`` block; nowhere, if it says nothing.
 
-    :param render: gives the text.
     :raises ListenError: if a Unix socket can't be had.
     :raises OSError: if a port can't be.
     """
     if not settings.listen:
         yield
         return
-    answers = _Answers(render)
+    from kvmd.prometheus import text  # noqa: PLC0415 - a tenth of the daemon's start, for those who ask for it
+
+    answers = _Answers(partial(text, metrics))
     with contextlib.ExitStack() as stack:
         if settings.listen.startswith("unix:"):
             lock = stack.enter_context(InstanceLock(settings.listen.removeprefix("unix:")))
