@@ -145,7 +145,6 @@ class Pool:
         if files.run_as is not None or files.writable:
             return await Worker.start(self.bounds, files.run_as, writable=files.writable)
         spare, self._spare = self._spare, None
-        asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
         if spare is not None:
             try:
                 worker = await spare
@@ -156,12 +155,15 @@ class Pool:
         return await self._start()
 
     async def _open(self, files: ImageFiles) -> tuple[Worker, Opened]:
-        worker = await self._take(files)
         try:
-            return worker, await worker.open(files.names, files.fds, self._find_index)
-        except BaseException:
-            await worker.close()
-            raise
+            worker = await self._take(files)
+            try:
+                return worker, await worker.open(files.names, files.fds, self._find_index)
+            except BaseException:
+                await worker.close()
+                raise
+        finally:
+            asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
 
     async def acquire(self, files: ImageFiles, owner: str) -> Entry:
         """The image of these files, opened if it isn't yet. The caller keeps and closes ``files``.

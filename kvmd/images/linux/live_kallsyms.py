@@ -26,7 +26,6 @@ _LINE = re.compile(rb"^([0-9a-f]{16}) ([!-~]) ([^\s]+)(?:\t\[([^\s\]]+)\])?$", r
 _MAX_BYTES = 256 << 20
 _SHOWN = re.compile(rb"^(?!0{16})[0-9a-f]{16} ", re.M)
 _TRIES = 3
-_FEW = 48  # names that are looked for in the text; from there on a table of all is quicker
 _FEW = 48  # names that are looked for in the text: from there on to make a table of it is quicker
 _PATIENCE = 5.0
 # Of modules, whose sections have no bounds: nm(1)'s letters; small ones are local.
