@@ -12,8 +12,8 @@ from drgn import FaultError
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux import elf
-from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.source import DumpSource, Source
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 _NOTE_SEGMENTS = 4
 
@@ -24,8 +24,6 @@ class ElfLayout:
     :raises KvmError: UNSUPPORTED_FORMAT if it isn't one, NO_VMCOREINFO, TRUNCATED_IMAGE, CORRUPT_IMAGE.
     """
 
-    page_size = PAGE
-
     def __init__(self, source: DumpSource) -> None:
         self._source = source
         head = elf.header(source)
@@ -35,6 +33,7 @@ class ElfLayout:
         found = elf.segments(source, head)
         self._noted = found
         self.vmcoreinfo = self._vmcoreinfo(source, found)
+        self.page_size = VmcoreInfo.parse(self.vmcoreinfo).page_size
         loads = [s for s in found if s.type == elf.PT_LOAD and s.memsz]
         if not loads:
             raise error(Reason.CORRUPT_IMAGE, "the core dump has no memory segments")
@@ -75,7 +74,7 @@ class ElfLayout:
         start, end, offset = found
         if offset is None:
             return Reason.EXCLUDED
-        last = min(end, (address | (PAGE - 1)) + 1)
+        last = min(end, (address | (self.page_size - 1)) + 1)
         return Reason.SHORT_FILE if offset + last - start > self._source.size else None
 
     def read(self, address: int, length: int, _offset: int, _physical: bool) -> bytes:

@@ -86,7 +86,7 @@ def describe(kernel: Kernel) -> image_pb2.Info:
         "kaslr_offset": kernel.info.kaslr_offset,
         "phys_base": kernel.info.number("phys_base"),
         "build_id": kernel.info.build_id or None,
-        "paging_levels": kernel.memory.tables.levels if kernel.memory.tables else None,
+        "paging_levels": kernel.memory.tables.paging.levels if kernel.memory.tables else None,
     }
     fields = (*_FIELDS, *_TYPED) if known["types"] else _FIELDS
     for field in fields:

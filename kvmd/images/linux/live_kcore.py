@@ -22,7 +22,7 @@ from kvmd.images.base import File
 from kvmd.images.linux import elf
 from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.live_ranges import Range, Ranges
-from kvmd.images.linux.pagetable import KERNEL_MAP
+from kvmd.images.linux.paging_x86 import KERNEL_MAP
 from kvmd.images.linux.source import exact
 
 _ROW = struct.Struct("<I4xQQQQQ8x")

@@ -11,9 +11,10 @@ from drgn import Architecture, FaultError
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
-from kvmd.images.linux.pagetable import KERNEL_MAP, PageTables, Place
+from kvmd.images.linux import paging_arm64, paging_x86
+from kvmd.images.linux.pagetable import PageTables, Place
 from kvmd.images.linux.program import Dump
-from kvmd.images.linux.swap.entry import release_of
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 _TEXT = {
     Reason.BEYOND_DUMP: "no memory of the image holds physical address {:#x}",
@@ -22,6 +23,8 @@ _TEXT = {
     Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
 }
 Read = Callable[[int, int], bytes]
+# What an architecture's kernels tell of their page tables.
+_PAGING = {Architecture.X86_64: paging_x86.of_kernel, Architecture.AARCH64: paging_arm64.of_kernel}
 
 
 def in_chunks(read: Read, address: int, length: int) -> bytes:
@@ -37,15 +40,13 @@ class Memory:
         self._layout = dump.layout
         self._page = dump.layout.page_size
         self._into = dump.into
-        info = dump.vmcoreinfo
+        self._architecture = dump.architecture
         self.tables: PageTables | None = None
         self._root = 0
-        top, base = info.symbol("swapper_pg_dir"), info.number("phys_base")
-        if dump.architecture is Architecture.X86_64 and top is not None and base is not None:
-            levels = 5 if info.number("pgtable_l5_enabled") else 4
-            mended = info.release == "" or release_of(info.release) >= (4, 19)
-            self.tables = PageTables(self.physical, levels, info.number("sme_mask") or 0, inverted=mended)
-            self._root = top - KERNEL_MAP + base
+        known = _PAGING.get(dump.architecture, _untold)(dump.vmcoreinfo, self._page)
+        if known is not None:
+            paging, self._root = known
+            self.tables = PageTables(self.physical, paging)
 
     def kernel(self, address: int, length: int) -> bytes:
         """Read kernel virtual memory exactly.
@@ -101,11 +102,22 @@ class Memory:
         """Translate a virtual address of the kernel.
 
         :param root: the physical address of another top-level table than the kernel's.
-        :raises KvmError: as :meth:`~kvmd.images.linux.pagetable.PageTables.translate`; UNSUPPORTED but on x86-64.
+        :raises KvmError: as :meth:`~kvmd.images.linux.pagetable.PageTables.translate`; UNSUPPORTED.
+        """
+        tables = self.walkable()
+        if root is None and address < tables.paging.kernel:
+            raise error(Reason.NOT_MAPPED, f"{address:#x} is no address of the kernel's", address=address)
+        return tables.translate(self._root if root is None else root, address)
+
+    def walkable(self) -> PageTables:
+        """The page tables.
+
+        :raises KvmError: UNSUPPORTED where their layout is not known.
         """
         if self.tables is None:
-            raise error(Reason.UNSUPPORTED, "page tables can be walked of x86-64 kernels only")
-        return self.tables.translate(self._root if root is None else root, address)
+            name = self._architecture.name
+            raise error(Reason.UNSUPPORTED, f"page tables of this {name} kernel can't be walked", architecture=name)
+        return self.tables
 
     @staticmethod
     def _check(address: int, length: int) -> None:
@@ -132,7 +144,7 @@ class Memory:
         if self.tables is None:
             return error(Reason.NOT_MAPPED, f"no page can be read at {address:#x}", address=address)
         try:
-            place = self.tables.translate(self._root, address)
+            place = self.translate(address)
         except KvmError as e:
             return e
         return self._why_physical(place.physical)
@@ -140,6 +152,10 @@ class Memory:
     def _why_physical(self, address: int) -> KvmError:
         reason = self._layout.trouble(address) or Reason.CORRUPT_PAGE
         return error(reason, _TEXT[reason].format(address), address=address)
+
+
+def _untold(_info: VmcoreInfo, _page_size: int) -> None:
+    """Of an architecture whose page tables kvmd doesn't know."""
 
 
 def moved(e: KvmError, address: int, readable: int = 0) -> KvmError:

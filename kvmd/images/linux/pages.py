@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from drgn import Architecture
+
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.walk import Mapping, PageWalk, incomplete
@@ -46,11 +48,11 @@ def pages(kernel: Kernel, start: int = 0) -> Iterator[memory_pb2.Page]:
 
 
 def _walk(kernel: Kernel) -> PageWalk:
-    tables, top = kernel.memory.tables, kernel.info.symbol("swapper_pg_dir")
-    if tables is None or top is None:
-        raise error(Reason.UNSUPPORTED, "page tables can be walked of x86-64 kernels only")
+    paging, top = kernel.memory.walkable().paging, kernel.info.symbol("swapper_pg_dir")
+    if kernel.dump.architecture is not Architecture.X86_64 or top is None:
+        raise error(Reason.UNSUPPORTED, "the kernel's pages can be listed of x86-64 kernels only")
     root = kernel.memory.translate(top).physical
-    return PageWalk(kernel.memory.physical, root, tables.levels, kernel.info.number("sme_mask") or 0)
+    return PageWalk(kernel.memory.physical, root, paging.levels, kernel.info.number("sme_mask") or 0)
 
 
 def _direct_map(kernel: Kernel, walk: PageWalk) -> int:

@@ -1,21 +1,15 @@
-"""Walks of x86-64 page tables: why an address has no memory, and where user memory lies.
+"""Walks of page tables: why an address has no memory, and where user memory lies.
 
-Source: Intel SDM volume 3, chapter 4 (4- and 5-level paging); Linux arch/x86/include/asm/pgtable_types.h for
-_PAGE_PROTNONE, pgtable.h (pmd_present) and pgtable-invert.h (4.19) for entries that are present to Linux, though not to
-the CPU: their address is inverted since the L1TF fix. All reads are physical.
+What an entry means is told by the architecture's :class:`Paging`. All reads are physical.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
-
-_PRESENT, _HUGE = 1, 1 << 7
-_PROTNONE = 1 << 8  # present to Linux though not to the CPU: PROT_NONE and NUMA-balanced pages
-_ADDRESS = ((1 << 52) - 1) & ~0xFFF
-KERNEL_MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +20,55 @@ class Place:
     length: int
 
 
+class Paging(ABC):
+    """How an architecture lays out its page tables. Levels count from 1, the last tables.
+
+    :param page_shift: the size of a page and of a table, as a power of two; an entry has 8 bytes.
+    :param bits: how many bits of an address the tables translate.
+    :ivar kernel: the lowest address that the kernel's own top-level table translates.
+    :ivar user_end: where the part of the address space ends that is a process's.
+    """
+
+    kernel: int
+    user_end: int
+
+    def __init__(self, page_shift: int, bits: int) -> None:
+        self.page_size = 1 << page_shift
+        self.entries = self.page_size // 8
+        self.levels = -(-(bits - page_shift) // (page_shift - 3))
+        self._page_shift, self._bits = page_shift, bits
+
+    def shift(self, level: int) -> int:
+        """The size of what an entry of a level maps, as a power of two."""
+        return self._page_shift + (self._page_shift - 3) * (level - 1)
+
+    def index(self, address: int, level: int) -> int:
+        """The number of an address's entry in its table of a level."""
+        shift = self.shift(level)
+        return address >> shift & (1 << min(self._page_shift - 3, self._bits - shift)) - 1
+
+    @abstractmethod
+    def canonical(self, address: int) -> int | None:
+        """The address without a tag; None for one that no table can translate."""
+
+    @abstractmethod
+    def table(self, entry: int, level: int) -> int | None:
+        """The physical address of the table that an entry of a level above 1 points to; None if to none."""
+
+    @abstractmethod
+    def frame(self, entry: int, level: int) -> int | None:
+        """The physical address of the page that an entry of a level maps; None if it maps none."""
+
+
 class PageTables:
     """Page tables of one dump.
 
     :param read: reads physical memory; raises KvmError with the physical reason.
-    :param levels: 4 or 5.
-    :param encryption: AMD's sme_mask, a bit of entries that is no address.
-    :ivar inverted: whether entries that are present to Linux alone have their address inverted.
     """
 
-    def __init__(
-        self, read: Callable[[int, int], bytes], levels: int, encryption: int = 0, *, inverted: bool = True
-    ) -> None:
+    def __init__(self, read: Callable[[int, int], bytes], paging: Paging) -> None:
         self._read = read
-        self.levels = levels
-        self.inverted = inverted
-        self._mask = _ADDRESS & ~encryption
+        self.paging = paging
 
     def translate(self, root: int, address: int) -> Place:
         """Translate a virtual address.
@@ -52,40 +79,32 @@ class PageTables:
         """
         entry, level = self.last(root, address)
         if level == 1:
-            entry = int.from_bytes(self._read(entry + (address >> 12 & 511) * 8, 8), "little")
-        start = self.frame(entry, level)
+            entry = self._entry(entry, address, 1)
+        start = self.paging.frame(entry, level)
         if start is None:
             raise absent(address, entry, level)
-        shift = 12 + 9 * (level - 1)
-        inside = address & ((1 << shift) - 1)
-        return Place(start + inside, (1 << shift) - inside)
+        size = 1 << self.paging.shift(level)
+        inside = address & (size - 1)
+        return Place(start + inside, size - inside)
 
     def last(self, root: int, address: int) -> tuple[int, int]:
         """Follow the tables down to the last one: (its physical address, 1); or (entry, level) where they end above.
 
         :raises KvmError: NOT_MAPPED for an address that is not canonical; why a table can't be read.
         """
-        top = 12 + 9 * self.levels
-        sign = address >> (top - 1)
-        if sign not in (0, (1 << (65 - top)) - 1):
+        plain, table = self.paging.canonical(address), root
+        if plain is None:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no canonical address", address=address)
-        table = root & self._mask
-        for level in range(self.levels, 1, -1):
-            shift = 12 + 9 * (level - 1)
-            entry = int.from_bytes(self._read(table + (address >> shift & 511) * 8, 8), "little")
-            if not entry & _PRESENT or (level <= 3 and entry & _HUGE):
+        for level in range(self.paging.levels, 1, -1):
+            entry = self._entry(table, plain, level)
+            below = self.paging.table(entry, level)
+            if below is None:
                 return entry, level
-            table = entry & self._mask
+            table = below
         return table, 1
 
-    def frame(self, entry: int, level: int) -> int | None:
-        """The physical address of the page that an entry of a level maps; None if it maps none."""
-        if not entry & _PRESENT:
-            seeming = _PROTNONE if level == 1 else _PROTNONE | _HUGE
-            if not entry & seeming or level > 3 or (level > 1 and not entry & _HUGE):
-                return None
-            entry = ~entry if self.inverted else entry
-        return entry & self._mask & -(1 << 12 + 9 * (level - 1))
+    def _entry(self, table: int, address: int, level: int) -> int:
+        return int.from_bytes(self._read(table + 8 * self.paging.index(address, level), 8), "little")
 
 
 def absent(address: int, entry: int, level: int) -> KvmError:

@@ -113,6 +113,13 @@ def open_dump(file: File) -> Dump:
         raise
 
 
+def _told(info: VmcoreInfo, machine: str) -> Architecture | None:
+    """The architecture by VMCOREINFO: QEMU leaves the machine empty, or writes ``Unknown`` (7.2's for arm64)."""
+    if machine not in ("", "Unknown"):
+        return None
+    return Architecture.AARCH64 if info.number("kimage_voffset") is not None else Architecture.X86_64
+
+
 def _program(platform: Architecture | None = None) -> Program:
     prog = Program(Platform(platform)) if platform else Program()
     prog.set_enabled_debug_info_finders([])  # nothing is looked up in a file system or on a network
@@ -141,8 +148,7 @@ def _open_elf(source: DumpSource) -> Dump:
 
 def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
     layout = KdumpLayout(source)
-    # QEMU leaves utsname empty but for the machine, and that too in some versions; it only writes x86-64 and arm64.
-    architecture = ARCHITECTURES.get(layout.machine or "x86_64")
+    architecture = ARCHITECTURES.get(layout.machine) or _told(VmcoreInfo.parse(layout.vmcoreinfo), layout.machine)
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a dump of a {layout.machine!r} machine, which is not supported")
     prog = _program(architecture)

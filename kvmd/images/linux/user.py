@@ -29,16 +29,17 @@ class UserMemory:
         What was swapped out is read from wherever it is. What a process mapped but never touched, and what it mapped
         from a file and did not read yet, is in no page of its own and so NOT_MAPPED.
 
-        :raises KvmError: NO_SUCH_PROCESS; NO_USER_MEMORY for kernel threads and zombies; BAD_ARGUMENT; UNSUPPORTED but
-            on x86-64; NOT_MAPPED, NOT_PRESENT (swapped out to what is not given), EXCLUDED, BEYOND_DUMP, SHORT_FILE or
-            CORRUPT_PAGE, with metadata ``address`` (the first byte that can't be read), ``readable`` (how many before
-            it can) and ``pid``.
+        :raises KvmError: NO_SUCH_PROCESS; NO_USER_MEMORY for kernel threads and zombies; BAD_ARGUMENT; UNSUPPORTED where
+            page tables of the architecture are not known; NOT_MAPPED, NOT_PRESENT (swapped out to what is not given),
+            EXCLUDED, BEYOND_DUMP, SHORT_FILE or CORRUPT_PAGE, with metadata ``address`` (the first byte that can't be
+            read), ``readable`` (how many before it can) and ``pid``.
         """
         if not 0 <= address < 1 << 64 or not 0 <= length <= CHUNK:
             raise error(Reason.BAD_ARGUMENT, f"a read of {length} bytes at {address:#x} makes no sense")
         mm = self._processes.memory(pid)
         root: Any = self._mm(mm)["pgd"]
         data, end = bytearray(), self._end()
+        address = self._untagged(address)
         try:
             for piece in self._pages.read(mm, root, address, max(min(length, end - address), 0)):
                 data += piece
@@ -50,6 +51,11 @@ class UserMemory:
             raise
         return bytes(data)
 
+    def _untagged(self, address: int) -> int:
+        """The address without what arm64 programs keep in its highest byte."""
+        plain = self._memory.tables.paging.canonical(address) if self._memory.tables else None
+        return address if plain is None else plain
+
     def _end(self) -> int:
         """Where the half of the address space ends that is the process's."""
-        return 1 << 11 + 9 * self._memory.tables.levels if self._memory.tables else 1 << 64
+        return self._memory.tables.paging.user_end if self._memory.tables else 1 << 64

@@ -17,9 +17,6 @@ from kvmd.images.linux.swap.entry import Decoder, Kind, Options, release_of
 from kvmd.images.linux.swap.reader import SwapReader
 
 _TRIES = 8
-_TABLE = 512  # entries
-_PAGE = 4096
-_REGION = _TABLE * _PAGE
 _UFFD_WP = 1  # PTE_MARKER_UFFD_WP
 _GUARD = 4  # PTE_MARKER_GUARD, since 6.13
 _WHY = {
@@ -35,19 +32,16 @@ class _Span:
     """The part of a read that one last table maps.
 
     :ivar words: the entries of its pages; if ``level`` is above 1, the only entry, which ends the walk there.
+    :ivar first: the address of the first entry's page.
     """
 
     address: int
     length: int
     words: tuple[int, ...]
     level: int
+    first: int
     parts: list[bytes] = field(default_factory=list)
     done: int = 0
-
-    @property
-    def first(self) -> int:
-        """The address of the first entry's page."""
-        return self.address & -_PAGE
 
     def add(self, data: bytes) -> None:
         """Add what was read next."""
@@ -64,6 +58,7 @@ class UserPages:
     def __init__(self, kernel: Kernel, swap: Callable[[], SwapReader]) -> None:
         self._kernel, self._memory, self._swap = kernel, kernel.memory, swap
         self._live = kernel.dump.live
+        self._page = kernel.dump.layout.page_size
 
     @cached_property
     def _shared(self) -> Shared:
@@ -80,12 +75,13 @@ class UserPages:
             device_private=any(has(name) for name in ("make_device_exclusive", "make_device_exclusive_range")),
             userfaultfd=has("mwriteprotect_range") is not None,
         )
-        bits = self._kernel.info.number("MAX_PHYSMEM_BITS") or 52
+        bits = (self._kernel.info.number("MAX_PHYSMEM_BITS") or 52) + 1 - self._page.bit_length()
+        machine = self._kernel.dump.architecture.name.lower()
         try:
-            return Decoder("x86_64", release, options, bits - 12, mended=has("l1tf_mitigation") is not None)
+            return Decoder(machine, release, options, bits, mended=has("l1tf_mitigation") is not None)
         except LookupError:
-            message = f"swap entries of Linux {self._kernel.info.release or 'of no release'} are not known"
-            raise error(Reason.UNSUPPORTED, message) from None
+            kernel = f"{machine} Linux {self._kernel.info.release or 'of no release'}"
+            raise error(Reason.UNSUPPORTED, f"swap entries of {kernel} are not known") from None
 
     def read(self, mm: int, root: int, address: int, length: int) -> Iterator[bytes]:
         """Read through a process's page tables, in pieces.
@@ -93,9 +89,10 @@ class UserPages:
         :param mm: the address of its mm_struct.
         :param root: the kernel virtual address of its top-level table (``mm->pgd``).
         :raises KvmError: after the pieces before the fault: NOT_MAPPED, NOT_PRESENT, EXCLUDED and so on; UNSUPPORTED
-            but on x86-64.
+            where page tables of the architecture are not known.
         """
-        tables, top = self._tables(), self._memory.translate(root).physical
+        tables, top = self._memory.walkable(), self._memory.translate(root).physical
+        region = self._page * tables.paging.entries
         chain: Chain | None = None
         if self._live and "_shared" in self.__dict__:
             self._shared.forget()
@@ -106,7 +103,7 @@ class UserPages:
             return chain.pages(slots)
 
         while length > 0:
-            size = min(length, _REGION - address % _REGION)
+            size = min(length, region - address % region)
             for _ in range(_TRIES):
                 span = self._span(tables, top, address, size)
                 failure = self._fill(tables, mm, span, swapped)
@@ -128,9 +125,9 @@ class UserPages:
         :param address: of the first page.
         :raises KvmError: as :meth:`read`, but for the pages themselves.
         """
-        tables, top = self._tables(), self._memory.translate(root).physical
+        tables, top = self._memory.walkable(), self._memory.translate(root).physical
         found: list[Slot | None] = []
-        for at in range(address, address + count * _PAGE, _PAGE):
+        for at in range(address, address + count * self._page, self._page):
             span = self._span(tables, top, at, 1)
             found.append(next(iter(self._slots(tables, span.words)), None) if span.level == 1 else None)
         return found
@@ -141,23 +138,19 @@ class UserPages:
         torn = failure is not None and failure.reason is Reason.CORRUPT_DATA
         return (now.words, now.level) == (then.words, then.level) and not torn
 
-    def _tables(self) -> PageTables:
-        tables = self._memory.tables
-        if tables is None:
-            raise error(Reason.UNSUPPORTED, "page tables can be walked of x86-64 kernels only")
-        return tables
-
     def _span(self, tables: PageTables, top: int, address: int, length: int) -> _Span:
+        first = address & -self._page
+        if address >= tables.paging.user_end:
+            raise error(Reason.NOT_MAPPED, f"{address:#x} is no address of a process's", address=address)
         try:
             word, level = tables.last(top, address)
             if level > 1:
-                return _Span(address, length, (word,), level)
-            first = address // _PAGE % _TABLE
-            count = -(-(address % _PAGE + length) // _PAGE)
-            data = self._memory.physical(word + 8 * first, 8 * count)
+                return _Span(address, length, (word,), level, first)
+            count = -(-(address - first + length) // self._page)
+            data = self._memory.physical(word + 8 * tables.paging.index(address, 1), 8 * count)
         except KvmError as e:
             raise moved(e, address) from e
-        return _Span(address, length, struct.unpack(f"<{count}Q", data), 1)
+        return _Span(address, length, struct.unpack(f"<{count}Q", data), 1, first)
 
     def _fill(
         self, tables: PageTables, mm: int, span: _Span, swapped: Callable[[list[Slot]], Iterator[bytes]]
@@ -173,27 +166,27 @@ class UserPages:
     def _next(self, tables: PageTables, mm: int, span: _Span, swapped: Callable[[list[Slot]], Iterator[bytes]]) -> None:
         """Read the next run."""
         at = span.address + span.done
-        index = (at - span.first) // _PAGE if span.level == 1 else 0
+        index = (at - span.first) // self._page if span.level == 1 else 0
         entry = span.words[index]
-        frame = tables.frame(entry, span.level)
+        frame, size = tables.paging.frame(entry, span.level), 1 << tables.paging.shift(span.level)
         if frame is not None:
-            size = _PAGE << 9 * (span.level - 1)
             end = (at & -size) + size
             while span.level == 1 and index + 1 < len(span.words) and end < span.address + span.length:
                 index += 1
-                if tables.frame(span.words[index], 1) != frame + (end - (at & -size)):
+                if tables.paging.frame(span.words[index], 1) != frame + (end - (at & -size)):
                     break
                 end += size
             self._physical(span, frame + at % size, min(end, span.address + span.length) - at)
             return
         known = self._decoder.decode(entry) if entry and span.level <= 2 else None
         if known is None or (known.kind is Kind.MARKER and known.offset & _UFFD_WP):
-            self._page(span, at, self._shared.page(mm, at & -_PAGE, swapped))
+            self._whole(span, at, self._shared.page(mm, at & -self._page, swapped))
         elif known.kind is Kind.MIGRATION:
-            self._physical(span, known.offset * _PAGE + at % (_PAGE << 9 * (span.level - 1)), self._left(span, at))
+            left = min(size - at % size, span.address + span.length - at)
+            self._physical(span, known.offset * self._page + at % size, left)
         elif known.kind is Kind.SWAP and span.level == 1:
             for piece in swapped(self._slots(tables, span.words[index:])):
-                self._page(span, span.address + span.done, piece)
+                self._whole(span, span.address + span.done, piece)
         elif known.kind is Kind.MARKER and known.offset & _GUARD:
             raise error(Reason.NOT_MAPPED, f"{at:#x} is in a guard page", address=at)
         else:
@@ -209,7 +202,7 @@ class UserPages:
         """The swap slots of entries, as far as they are such."""
         slots = []
         for entry in entries:
-            if not entry or tables.frame(entry, 1) is not None:
+            if not entry or tables.paging.frame(entry, 1) is not None:
                 break
             known = self._decoder.decode(entry)
             if known.kind is not Kind.SWAP:
@@ -217,14 +210,9 @@ class UserPages:
             slots.append((known.type, known.offset))
         return slots
 
-    def _left(self, span: _Span, at: int) -> int:
-        """How many bytes of the page at an address are wanted."""
-        size = _PAGE << 9 * (span.level - 1)
-        return min(size - at % size, span.address + span.length - at)
-
-    def _page(self, span: _Span, at: int, data: bytes) -> None:
+    def _whole(self, span: _Span, at: int, data: bytes) -> None:
         """Add whole pages, of which the first holds an address, as far as they are wanted."""
-        span.add(data[at % _PAGE : at % _PAGE + span.address + span.length - at])
+        span.add(data[at % self._page : at % self._page + span.address + span.length - at])
 
     def _physical(self, span: _Span, start: int, length: int) -> None:
         try:

@@ -39,8 +39,8 @@ class VmcoreInfo:
         return {name: value for name in names if (value := self.symbol(name)) is not None}
 
     def number(self, name: str) -> int | None:
-        """The value of a NUMBER() line."""
-        return self._int(f"NUMBER({name})", 10)
+        """The value of a NUMBER() line; arm64's have addresses among them, with 0x."""
+        return self._int(f"NUMBER({name})", 0)
 
     def size(self, name: str) -> int | None:
         """The value of a SIZE() line."""
@@ -49,6 +49,12 @@ class VmcoreInfo:
     def offset(self, name: str) -> int | None:
         """The value of an OFFSET() line."""
         return self._int(f"OFFSET({name})", 10)
+
+    @property
+    def page_size(self) -> int:
+        """The size of a page in bytes; 4096 if it makes no sense."""
+        size = self._int("PAGESIZE", 10)
+        return size if size in (4096, 16384, 65536) else 4096
 
     @property
     def release(self) -> str:

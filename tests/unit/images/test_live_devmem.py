@@ -20,6 +20,7 @@ from kvmd.images.base import File
 from kvmd.images.linux.live_devmem import DevMem, Ram, ram
 from kvmd.images.linux.live_write import Writer
 from kvmd.images.linux.pagetable import PageTables
+from kvmd.images.linux.paging_x86 import X86Paging
 
 IOMEM = b"""\
 00000000-00000fff : Reserved
@@ -166,7 +167,7 @@ class Tables:
             self._put(fd, self.ROOT + level * 4096 + index * 8, self.ROOT + (level + 1) * 4096 | 1)
         for number, page in enumerate(pages):
             self._put(fd, self.ROOT + 3 * 4096 + number * 8, page | 1)
-        self._tables = PageTables(lambda address, length: mem.read(address, length, 0, True), 4)
+        self._tables = PageTables(lambda address, length: mem.read(address, length, 0, True), X86Paging(4))
 
     @staticmethod
     def _put(fd: int, address: int, entry: int) -> None:

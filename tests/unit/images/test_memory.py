@@ -13,6 +13,7 @@ from kvmd.errors import KvmError, Reason
 from kvmd.images.base import CHUNK
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.pagetable import PageTables
+from kvmd.images.linux.paging_x86 import X86Paging
 from kvmd.v1 import memory_pb2 as pb
 
 KERNEL, PHYSICAL = pb.ADDRESS_SPACE_KERNEL, pb.ADDRESS_SPACE_PHYSICAL
@@ -45,7 +46,7 @@ def test_physical_and_virtual_reads_agree(dump: Any) -> None:
     banner = dump.truth["kallsyms"]["linux_banner"]
     place = kernel.memory.tables.translate(kernel.memory._root, banner)
     assert dump.image.read(place.physical, 64, PHYSICAL) == dump.image.read(banner, 64, KERNEL)
-    assert kernel.memory.tables.levels == (5 if dump.name.startswith("la57") else 4)
+    assert kernel.memory.tables.paging.levels == (5 if dump.name.startswith("la57") else 4)
 
 
 @pytest.mark.parametrize("address", [0, 0x1000, 0x7FFF_0000_0000, 0x8000_0000_0000, 0xFF00_0000_0000_0000 - 8])
@@ -176,7 +177,7 @@ class Ram:
     [(0, Reason.NOT_MAPPED), (0x1234_5600, Reason.NOT_PRESENT), (2, Reason.NOT_PRESENT)],
 )
 def test_entries_that_are_not_present(leaf: int, reason: Reason) -> None:
-    tables = PageTables(Ram({0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x4003, 0x4000: leaf}).read, 4)
+    tables = PageTables(Ram({0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x4003, 0x4000: leaf}).read, X86Paging(4))
     with pytest.raises(KvmError) as caught:
         tables.translate(0x1000, 0)
     assert caught.value.reason is reason
@@ -184,22 +185,22 @@ def test_entries_that_are_not_present(leaf: int, reason: Reason) -> None:
 
 def test_leaves_of_every_size() -> None:
     words = {0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x4003, 0x4000: 0x8000_0000_0005_0003}
-    assert PageTables(Ram(words).read, 4).translate(0x1000, 0x123).physical == 0x5_0123
+    assert PageTables(Ram(words).read, X86Paging(4)).translate(0x1000, 0x123).physical == 0x5_0123
     huge = words | {0x3000: 0x60_0083}
-    assert PageTables(Ram(huge).read, 4).translate(0x1000, 0x1234).length == (2 << 20) - 0x1234
+    assert PageTables(Ram(huge).read, X86Paging(4)).translate(0x1000, 0x1234).length == (2 << 20) - 0x1234
     giant = words | {0x2000: 0x8000_0083}
-    assert PageTables(Ram(giant).read, 4).translate(0x1000, 0x1234).physical == 0x8000_1234
+    assert PageTables(Ram(giant).read, X86Paging(4)).translate(0x1000, 0x1234).physical == 0x8000_1234
     protnone = words | {0x4000: 0x5_0102}
-    assert PageTables(Ram(protnone).read, 4, inverted=False).translate(0x1000, 8).physical == 0x5_0008
+    assert PageTables(Ram(protnone).read, X86Paging(4, inverted=False)).translate(0x1000, 8).physical == 0x5_0008
     inverted = words | {0x4000: ~0x5_0000 & (1 << 52) - 0x1000 | 0x102}  # as Linux writes it since L1TF
-    assert PageTables(Ram(inverted).read, 4).translate(0x1000, 8).physical == 0x5_0008
+    assert PageTables(Ram(inverted).read, X86Paging(4)).translate(0x1000, 8).physical == 0x5_0008
     split = words | {0x3000: ~0x60_0000 & (1 << 52) - (2 << 20) | 0x80}  # a huge page that is being split
-    assert PageTables(Ram(split).read, 4).translate(0x1000, 0x1234).physical == 0x60_1234
+    assert PageTables(Ram(split).read, X86Paging(4)).translate(0x1000, 0x1234).physical == 0x60_1234
     encrypted = words | {0x4000: (1 << 47) | 0x5_0003}
-    assert PageTables(Ram(encrypted).read, 4, 1 << 47).translate(0x1000, 8).physical == 0x5_0008
+    assert PageTables(Ram(encrypted).read, X86Paging(4, 1 << 47)).translate(0x1000, 8).physical == 0x5_0008
 
 
 @pytest.mark.parametrize(("levels", "address"), [(4, 1 << 47), (4, 2**64 - 2**48), (5, 1 << 56)])
 def test_addresses_that_are_not_canonical(levels: int, address: int) -> None:
     with pytest.raises(KvmError, match="canonical"):
-        PageTables(Ram({}).read, levels).translate(0, address)
+        PageTables(Ram({}).read, X86Paging(levels)).translate(0, address)

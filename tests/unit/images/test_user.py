@@ -112,7 +112,7 @@ def test_a_zombie_has_none(dump: Any) -> None:
 
 def test_the_kernels_half_is_no_memory_of_a_process(dump: Any) -> None:
     banner = dump.truth["kallsyms"]["linux_banner"]
-    bits = 11 + 9 * dump.image.kernel.memory.tables.levels
+    bits = 11 + 9 * dump.image.kernel.memory.tables.paging.levels
     for address in (banner, 1 << bits, (1 << 64) - 8):
         e = fails(dump.image, 1, address, 8)
         assert (e.reason, e.address, e.metadata["readable"]) == (Reason.NOT_MAPPED, address, "0")

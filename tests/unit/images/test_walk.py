@@ -263,7 +263,7 @@ def test_the_same_dump_in_two_forms() -> None:
 
 def test_pages_ascend_within_the_kernels_half(dump: Any, listed: list[pb.Page]) -> None:
     assert len(listed) > 4000
-    assert listed[0].virtual_address >= (1 << 64) - (1 << 11 + 9 * dump.image.kernel.memory.tables.levels)
+    assert listed[0].virtual_address >= (1 << 64) - (1 << 11 + 9 * dump.image.kernel.memory.tables.paging.levels)
     for page, following in itertools.pairwise(listed):
         assert page.virtual_address + page.length <= following.virtual_address
         assert page.length in (PAGE, HUGE, GIANT)
