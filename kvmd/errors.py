@@ -45,6 +45,7 @@ class Reason(Enum):
     NO_VMCOREINFO = "NO_VMCOREINFO"
     NO_SYMBOLS = "NO_SYMBOLS"
     NO_TYPES = "NO_TYPES"
+    AMBIGUOUS = "AMBIGUOUS"
     EXEC_NOT_ELF = "EXEC_NOT_ELF"
     EXEC_STRIPPED = "EXEC_STRIPPED"
     EXEC_FOREIGN = "EXEC_FOREIGN"
@@ -246,6 +247,7 @@ TABLE: dict[Reason, Row] = {
     Reason.NO_VMCOREINFO: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "the dump has no VMCOREINFO note"),
     Reason.NO_SYMBOLS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no symbol table in the image; name a vmlinux as execfile"),
     Reason.NO_TYPES: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no BTF in the image; name a vmlinux with DWARF, or raw BTF, as execfile"),
+    Reason.AMBIGUOUS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "an image without data symbols holds several things that could be the one looked for; name a vmlinux as execfile"),
     Reason.EXEC_NOT_ELF: Row(FormatError, "INVALID_ARGUMENT", E.ENOEXEC, "kernel is not an ELF file", "execfile is no ELF file"),
     Reason.EXEC_STRIPPED: Row(FormatError, "FAILED_PRECONDITION", E.ENOEXEC, None, "execfile, and so the name list, has neither symbols nor DWARF"),
     Reason.EXEC_FOREIGN: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "execfile belongs to another kernel than the image"),

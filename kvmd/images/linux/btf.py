@@ -281,6 +281,21 @@ class Btf:
                 value -= 1 << bits
             yield self.string(record.words[at]), value
 
+    def find_section(self, name: str) -> Record | None:
+        """Return the first DATASEC of a name, a section's variables."""
+        for type_id, start in enumerate(self._starts, self._first_id):
+            if type_id and self._words[start + 1] >> 24 & 31 == Kind.DATASEC:
+                record = self.record(type_id)
+                if record.name == name:
+                    return record
+        return None
+
+    def variables(self, section: Record) -> Iterator[tuple[int, int, int]]:
+        """Walk the (id of its VAR, offset, size) of a DATASEC's variables."""
+        for at in range(section.at, section.at + 3 * section.vlen, 3):
+            type_id, offset, size = section.words[at : at + 3]
+            yield type_id, offset, size
+
     def parameters(self, record: Record) -> Iterator[tuple[str, int]]:
         """Walk the (name, type id) of a FUNC_PROTO; a variadic one ends with ("", 0)."""
         for at in range(record.at, record.at + 2 * record.vlen, 2):

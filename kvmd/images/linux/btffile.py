@@ -31,6 +31,31 @@ def is_btf(file: File) -> bool:
     return FileSource(file.fd).read(0, 2) == _HEAD
 
 
+def differs(types: Types, info: VmcoreInfo, prog: Program) -> str:
+    """What keeps types from being those of the kernel that wrote VMCOREINFO; empty if nothing does."""
+    agreed = 0
+    for key in info.lines:
+        fact = _FACT.fullmatch(key)
+        kind = fact and _type(types, prog, fact[1] or fact[2])
+        if not fact or kind is None:
+            continue
+        if fact[1]:
+            same = info.size(fact[1]) == sizeof(kind)
+        else:
+            same = kind.has_member(fact[3]) and kind.member(fact[3]).offset == info.offset(f"{fact[2]}.{fact[3]}")
+        if not same:
+            return f"{key} is {info.lines[key]} there"
+        agreed += 1
+    return "" if agreed >= _ENOUGH else "too little can be compared"
+
+
+def _type(types: Types, prog: Program, name: str) -> Type | None:
+    found = types.find(prog, _KINDS, name, None)
+    while found is not None and found.kind is TypeKind.TYPEDEF:
+        found = found.type
+    return found if found is not None and found.kind in _KINDS and found.is_complete() else None
+
+
 class BtfFile:
     """A kernel's raw BTF.
 
@@ -51,33 +76,12 @@ class BtfFile:
         try:
             self.types = Types(prog, Btf(source.read(0, min(self.size, MAX_SIZE + 1))))
             with guarded(file.name, Reason.CORRUPT_DATA):
-                self._check_kernel(info, prog)
+                why = differs(self.types, info, prog)
+            if why:
+                raise self.foreign(info, why)
         except KvmError as e:
             e.metadata.setdefault("path", file.name)
             raise
-
-    def _check_kernel(self, info: VmcoreInfo, prog: Program) -> None:
-        agreed = 0
-        for key in info.lines:
-            fact = _FACT.fullmatch(key)
-            kind = fact and self._type(prog, fact[1] or fact[2])
-            if not fact or kind is None:
-                continue
-            if fact[1]:
-                same = info.size(fact[1]) == sizeof(kind)
-            else:
-                same = kind.has_member(fact[3]) and kind.member(fact[3]).offset == info.offset(f"{fact[2]}.{fact[3]}")
-            if not same:
-                raise self.foreign(info, f"{key} is {info.lines[key]} there")
-            agreed += 1
-        if agreed < _ENOUGH:
-            raise self.foreign(info, "too little can be compared")
-
-    def _type(self, prog: Program, name: str) -> Type | None:
-        found = self.types.find(prog, _KINDS, name, None)
-        while found is not None and found.kind is TypeKind.TYPEDEF:
-            found = found.type
-        return found if found is not None and found.kind in _KINDS and found.is_complete() else None
 
     def foreign(self, info: VmcoreInfo, why: str) -> KvmError:
         """The error for what is another kernel's."""

@@ -13,14 +13,17 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
 from kvmd.images.linux.btf import MAX_SIZE, Btf
-from kvmd.images.linux.btffile import BtfFile, is_btf
+from kvmd.images.linux.btffile import BtfFile, differs, is_btf
+from kvmd.images.linux.btfscan import blobs, the_kernels
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.index import Index, SymbolPlaces, inputs
 from kvmd.images.linux.kallsyms import RawKallsyms, read_raw
+from kvmd.images.linux.kimage import KernelImage, image_of
 from kvmd.images.linux.memory import Memory, in_chunks
 from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
+from kvmd.images.linux.objects.finder import Objects
 from kvmd.images.linux.program import Dump
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
@@ -141,9 +144,23 @@ class Kernel:
             lookups.append(self._kallsyms)
         return [*lookups, vmcoreinfo_lookup(self.info)]
 
-    def builtin(self, name: str) -> Found | None:
-        """Look up a symbol of the kernel proper."""
+    def written(self, name: str) -> Found | None:
+        """Look a symbol of the kernel proper up where it is written."""
         return next((found for lookup in self._lookups if (found := lookup(name))), None)
+
+    def builtin(self, name: str) -> Found | None:
+        """Look up a symbol of the kernel proper.
+
+        :raises KvmError: AMBIGUOUS for data of a kernel whose symbol table has none, if several things could be it.
+        """
+        return self.written(name) or self._objects(name)
+
+    @cached_property
+    def _objects(self) -> Lookup:
+        """What finds data that no symbol table tells of."""
+        if self.written("init_task") is not None or self.dump.live or self.image is None:
+            return lambda _name: None
+        return Objects(self, self.image)
 
     def symbol(self, name: str) -> Found | None:
         """Look up a symbol; modules come last."""
@@ -196,6 +213,12 @@ class Kernel:
         if not (self.execfile and self.execfile.dwarf):
             self._types  # noqa: B018 - a cached property
 
+    @property
+    def btf(self) -> Btf | None:
+        """The kernel's BTF; None if its types come from elsewhere, or there are none."""
+        types = None if self.execfile and self.execfile.dwarf else self._try_types
+        return types.btf if types else None
+
     @cached_property
     def _types(self) -> Types:
         if isinstance(self.execfile, BtfFile):
@@ -210,20 +233,39 @@ class Kernel:
         return Types(self.prog, Btf(data, index=known))
 
     def _types_of(self, file: BtfFile) -> Types:
-        start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")
+        start, stop = self.written("__start_BTF"), self.written("__stop_BTF")
         if start and stop and stop.value - start.value != file.size:
             raise file.foreign(self.info, f"the kernel's BTF has {stop.value - start.value} bytes")
         return file.types
 
     def _btf_in_memory(self) -> bytes:
-        start, stop = self.builtin("__start_BTF"), self.builtin("__stop_BTF")
+        start, stop = self.written("__start_BTF"), self.written("__stop_BTF")
         if start is None or stop is None:
+            if (found := self._btf_by_scan()) is not None:
+                return found
             reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
             raise error(reason, "no types can be found in the image; name a vmlinux with DWARF as execfile")
         length = stop.value - start.value
         if not 0 < length <= MAX_SIZE:
             raise error(Reason.CORRUPT_DATA, "the kernel's BTF makes no sense: its bounds")
         return in_chunks(self.memory.kernel, start.value, length)
+
+    @cached_property
+    def image(self) -> KernelImage | None:
+        """The kernel's code and data; None where its page tables can't be walked."""
+        start = self.written("_stext")
+        return image_of(self.memory, start.value if start else None)
+
+    def _btf_by_scan(self) -> bytes | None:
+        def fits(data: bytes) -> bool:
+            try:
+                with guarded("BTF", Reason.CORRUPT_DATA):
+                    return not differs(Types(self.prog, Btf(data)), self.info, self.prog)
+            except KvmError:
+                return False
+
+        read = self.memory.kernel
+        return the_kernels(blobs(self.image, read), fits) if self.image is not None else None
 
     @cached_property
     def _try_types(self) -> Types | None:

@@ -146,6 +146,7 @@ def likelihood(symbol: Symbol) -> tuple[int, bool, bool, str]:
 def vmcoreinfo_lookup(info: VmcoreInfo) -> Lookup:
     """Look names up in VMCOREINFO. Its arrays and tables are data; names of code begin ``_stext``."""
     known = info.symbols()
+    known.pop("mem_section", None)  # mostly what that pointer holds, not where it is (VMCOREINFO_SYMBOL_ARRAY)
 
     def lookup(name: str) -> Found | None:
         if name not in known:

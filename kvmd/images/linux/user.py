@@ -29,10 +29,10 @@ class UserMemory:
         What was swapped out is read from wherever it is. What a process mapped but never touched, and what it mapped
         from a file and did not read yet, is in no page of its own and so NOT_MAPPED.
 
-        :raises KvmError: NO_SUCH_PROCESS; NO_USER_MEMORY for kernel threads and zombies; BAD_ARGUMENT; UNSUPPORTED where
-            page tables of the architecture are not known; NOT_MAPPED, NOT_PRESENT (swapped out to what is not given),
-            EXCLUDED, BEYOND_DUMP, SHORT_FILE or CORRUPT_PAGE, with metadata ``address`` (the first byte that can't be
-            read), ``readable`` (how many before it can) and ``pid``.
+        :raises KvmError: NO_SUCH_PROCESS; NO_USER_MEMORY for kernel threads and zombies; BAD_ARGUMENT; UNSUPPORTED
+            where page tables of the architecture are not known; NOT_MAPPED, NOT_PRESENT (swapped out to what is not
+            given), EXCLUDED, BEYOND_DUMP, SHORT_FILE or CORRUPT_PAGE, with metadata ``address`` (the first byte that
+            can't be read), ``readable`` (how many before it can) and ``pid``.
         """
         if not 0 <= address < 1 << 64 or not 0 <= length <= CHUNK:
             raise error(Reason.BAD_ARGUMENT, f"a read of {length} bytes at {address:#x} makes no sense")

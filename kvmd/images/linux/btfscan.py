@@ -1,0 +1,56 @@
+"""BTF without a symbol that says where: found by its header, in the kernel's image.
+
+Kernels hold BTF of programs, too; the kernel's own is the one that has every size and offset that VMCOREINFO tells.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.linux.btf import MAGIC
+from kvmd.images.linux.kimage import KernelImage
+from kvmd.images.linux.memory import Read, in_chunks
+
+_HEADER = struct.Struct("<HBBIIIII")
+_HEAD = struct.pack("<HBBI", MAGIC, 1, 0, _HEADER.size)  # version 1, no flags
+_MOST = 64  # headers that are looked at
+_LEAST = 1 << 16  # bytes; the kernel's is megabytes
+
+
+def blobs(image: KernelImage, read: Read) -> Iterator[bytes]:
+    """What looks like BTF in the kernel's image, whole.
+
+    :param read: reads kernel memory exactly, at most a chunk.
+    """
+    for count, address in enumerate(image.find(_HEAD, 4)):
+        if count >= _MOST:
+            return
+        try:
+            *_, types_at, types, strings_at, strings = _HEADER.unpack(read(address, _HEADER.size))
+            length = _HEADER.size + strings_at + strings
+            # As every compiler and pahole write it: types first, then strings, which begin and end with NUL.
+            if types_at or strings_at != types or length < _LEAST or not image.holds(address, length):
+                continue
+            ends = read(address + _HEADER.size + types, 1) + read(address + length - 1, 1)
+            if types % 4 == 0 and ends == b"\0\0":
+                yield in_chunks(read, address, length)
+        except KvmError:
+            continue
+
+
+def the_kernels(found: Iterator[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
+    """The one that is the kernel's; None if none is.
+
+    :param fits: whether BTF is of this kernel.
+    :raises KvmError: AMBIGUOUS if different ones are.
+    """
+    chosen: bytes | None = None
+    for data in found:
+        if data != chosen and fits(data):
+            if chosen is not None:
+                message = "the image holds several BTF that could be the kernel's"
+                raise error(Reason.AMBIGUOUS, f"{message}; name a vmlinux with DWARF as execfile")
+            chosen = data
+    return chosen

@@ -1,0 +1,240 @@
+"""What objects must be: a function each, true if an address can only be that object's.
+
+Sources are named by kernel file; the layouts are the kernel's own types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from kvmd.images.linux.objects.probe import Probe
+from kvmd.images.linux.symbols import KERNEL
+
+Check = Callable[[Probe, int], bool]
+
+_TASK, _NET = "struct task_struct", "struct net"
+_UTS_FIELD = 65  # __NEW_UTS_LEN + 1
+_MAX_SWAPFILES = 32
+_SPACE_PAGES = 1 << 14  # SWAP_ADDRESS_SPACE_PAGES (mm/swap.h)
+_ROWS = 128  # of ORC, that are looked at
+_LONGEST_BOOT = 1 << 40  # jiffies
+
+
+def init_task(probe: Probe, at: int) -> bool:
+    """init/init_task.c: the first idle task, its own parent, head of the list of all tasks."""
+    own = all(probe.member(_TASK, name, at) == at for name in ("parent", "real_parent", "group_leader"))
+    zero = not any(probe.member(_TASK, name, at) for name in ("pid", "tgid", "mm"))
+    offset = probe.offset(_TASK, "tasks.next")
+    return own and zero and all(probe.member(_TASK, "pid", task) > 0 for task in probe.ring(at + offset, offset))
+
+
+def banner(probe: Probe, at: int) -> bool:
+    """init/version.c: one line, which ends with what uname -v says, the fourth string of init_uts_ns."""
+    name = probe.address("init_uts_ns") + (probe.kernel.info.offset("uts_namespace.name") or 0)
+    version = probe.text(name + 3 * _UTS_FIELD, _UTS_FIELD)
+    text = probe.kernel.memory.kernel(at, 512).split(b"\0")[0]
+    return bool(text.endswith(b") " + version + b"\n") and text.count(b"\n") == 1)
+
+
+def init_mm(probe: Probe, at: int) -> bool:
+    """mm/init-mm.c: the kernel's code bounds (setup_initial_init_mm) beside its page tables."""
+    start, end = (probe.member("struct mm_struct", name, at) for name in ("start_code", "end_code"))
+    return bool(0 <= probe.address("_stext") - start <= 1 << 21 and end == probe.address("_etext"))
+
+
+def named_list(tag: str, link: str, name: str, *, empty: bool = False) -> Check:
+    """A list of structs that have a name, in themselves or behind pointers.
+
+    :param empty: whether an empty list counts, which looks like any other.
+    :param name: members to follow, the last of which is an array of char, or a pointer if it begins with ``*``.
+    """
+    *path, (holder, last) = (part.split(".", 1) for part in name.split(" > "))
+
+    def check(probe: Probe, at: int) -> bool:
+        entries = list(probe.ring(at, probe.offset(tag, link)))
+        for entry in entries:
+            place = entry
+            for through, member in path:
+                place = probe.member(f"struct {through}", member, place)
+            if last.startswith("*"):
+                probe.text(probe.member(f"struct {holder}", last[1:], place))
+            else:
+                probe.text(place + probe.offset(f"struct {holder}", last))
+        return bool(entries) or empty
+
+    return check
+
+
+def net(probe: Probe, at: int) -> bool:
+    """A struct net: its loopback device is ``lo``."""
+    device = probe.member(_NET, "loopback_dev", at)
+    return probe.text(device + probe.offset("struct net_device", "name")) == b"lo"
+
+
+def net_list(probe: Probe, at: int) -> bool:
+    """net/core/net_namespace.c: all network namespaces, the first of which is the kernel's own init_net."""
+    found = list(probe.ring(at, probe.offset(_NET, "list.next")))
+    return bool(found) and probe.image.holds(found[0]) and net(probe, found[0])
+
+
+def init_pid_ns(probe: Probe, at: int) -> bool:
+    """kernel/pid.c: the pid namespace without a parent, whose reaper is process 1."""
+    tag = "struct pid_namespace"
+    reaper = probe.member(tag, "child_reaper", at)
+    top = not probe.member(tag, "parent", at) and not probe.member(tag, "level", at)
+    return top and probe.member(_TASK, "pid", reaper) == 1
+
+
+def mask(probe: Probe, at: int) -> bool:
+    """kernel/cpu.c: a mask of CPUs that are possible, with the boot CPU (0 on all architectures here) in it."""
+    bits = probe.word(at)
+    if not bits & 1 or at % 8:
+        return False
+    return at == probe.address("__cpu_possible_mask") or not bits & ~probe.word(probe.address("__cpu_possible_mask"))
+
+
+def possible_mask(probe: Probe, at: int) -> bool:
+    """kernel/cpu.c: as above; whatever is possible is a row of ones on all but a few machines."""
+    return at % 8 == 0 and bool(probe.word(at) & 1)
+
+
+def nr_cpu_ids(probe: Probe, at: int) -> bool:
+    """kernel/smp.c: one more than the highest possible CPU."""
+    number = probe.word(at, 4)
+    if not 0 < number <= 1 << 13:
+        return False
+    words = probe.words(probe.address("__cpu_possible_mask"), -(-number // 64))
+    return sum(word << 64 * i for i, word in enumerate(words)).bit_length() == number
+
+
+def taints(probe: Probe, at: int) -> bool:
+    """kernel/panic.c: bits, of which there are 20 or so."""
+    return probe.word(at) < 1 << 24
+
+
+def loads(probe: Probe, at: int) -> bool:
+    """kernel/sched/loadavg.c: three numbers, the number of tasks at most (FIXED_1 is 2048)."""
+    return at % 8 == 0 and all(word < 2048 << 22 for word in probe.words(at, 3))
+
+
+def jiffies(probe: Probe, at: int) -> bool:
+    """kernel/time/timer.c: begins five minutes before it would have 32 bits no more (INITIAL_JIFFIES)."""
+    return at % 8 == 0 and (1 << 32) - 300_000 <= probe.word(at) < _LONGEST_BOOT
+
+
+def flag(probe: Probe, at: int) -> bool:
+    """A number that is 0 or 1."""
+    return probe.word(at, 4) <= 1
+
+
+def pages(probe: Probe, at: int) -> bool:
+    """A count of pages of RAM: no more than the pages that can be, and more than nothing."""
+    return at % 8 == 0 and 1 << 8 < probe.word(at) < 1 << 40
+
+
+def clocks(probe: Probe, at: int) -> bool:
+    """kernel/time/timekeeping.c: a sequence counter, then a struct timekeeper that reads one named clock."""
+    keeper = at + 8  # seqcount_raw_spinlock_t has 4 bytes, or 8 and more where locks are debugged
+    clock = probe.member("struct timekeeper", "tkr_mono.clock", keeper)
+    same = clock == probe.member("struct timekeeper", "tkr_raw.clock", keeper)
+    return same and bool(probe.text(probe.member("struct clocksource", "name", clock)))
+
+
+def swap_areas(probe: Probe) -> list[int]:
+    """The addresses of the kernel's swap_info_structs."""
+    count = probe.word(probe.address("nr_swapfiles"), 4)
+    return list(probe.words(probe.address("swap_info"), min(count, _MAX_SWAPFILES)))
+
+
+def swap_info(probe: Probe, at: int) -> bool:
+    """mm/swapfile.c: pointers to areas, each of which knows its number; no more than there can be."""
+    found = [(i, p) for i, p in enumerate(probe.words(at, _MAX_SWAPFILES - 8)) if p]
+    numbers = (probe.member("struct swap_info_struct", "type", p) for _, p in found)
+    # SWP_USED and SWP_WRITEOK alone are not enough: the number must be the place in the array.
+    return [i for i, _ in found] == list(range(len(found))) == list(numbers)
+
+
+def nr_swapfiles(probe: Probe, at: int) -> bool:
+    """mm/swapfile.c: how many of them there are."""
+    count = probe.word(at, 4)
+    words = probe.words(probe.address("swap_info"), _MAX_SWAPFILES - 8)
+    return count <= len(words) and all(words[:count]) and not any(words[count:])
+
+
+def nr_spaces(probe: Probe, at: int) -> bool:
+    """mm/swap_state.c: for each swap area, one address space for 64 MiB."""
+    sizes = [probe.member("struct swap_info_struct", "max", area) for area in swap_areas(probe)]
+    return all(probe.word(at + 4 * i, 4) == -(-size // _SPACE_PAGES) for i, size in enumerate(sizes))
+
+
+def spaces(probe: Probe, at: int) -> bool:
+    """mm/swap_state.c: for each swap area, an array of address spaces with the same operations."""
+    areas = swap_areas(probe)
+    arrays = probe.words(at, len(areas) + 1)
+    kinds = {probe.member("struct address_space", "a_ops", array) for array in arrays[: len(areas)]}
+    return len(kinds) <= 1 and all(probe.image.holds(kind) for kind in kinds)
+
+
+def crash_notes(probe: Probe, at: int) -> bool:
+    """kernel/crash_core.c: a per-CPU pointer, the same distance from where each CPU has its own."""
+    place = probe.word(at)
+    numbers = (bit for bit in range(64) if probe.word(probe.address("__cpu_possible_mask")) >> bit & 1)
+    table = probe.address("__per_cpu_offset")
+    heads = [probe.words(place + probe.word(table + 8 * cpu), 2) for cpu in numbers]
+    # Empty, or n_namesz of "CORE" and n_type NT_PRSTATUS.
+    return place > 0 and all(not head[0] or (head[0] & 0xFFFFFFFF == 5 and head[1] & 0xFFFFFFFF == 1) for head in heads)
+
+
+def nodes(probe: Probe, at: int) -> bool:
+    """mm/numa.c or arch: pointers to the nodes' memory, which know their numbers."""
+    return bool(probe.member("struct pglist_data", "node_id", probe.word(at)) == 0 and probe.word(at) >= KERNEL)
+
+
+def command_line(probe: Probe, at: int) -> bool:
+    """init/main.c: a pointer to what the kernel was started with."""
+    return bool(probe.text(probe.word(at), 2048))
+
+
+def memory_map(probe: Probe, at: int) -> bool:
+    """kernel/resource.c: the root of the tree of resources in memory."""
+    return probe.text(probe.member("struct resource", "name", at)) == b"PCI mem"
+
+
+def direct_map(probe: Probe, at: int) -> bool:
+    """arch/x86/mm/kaslr.c: where physical memory is mapped whole."""
+    base, tables = probe.word(at), probe.kernel.memory
+    top = tables.translate(probe.address("swapper_pg_dir")).physical
+    return base % (1 << 30) == 0 and tables.translate(base + top).physical == top
+
+
+def page_array(probe: Probe, at: int) -> bool:
+    """arch/x86/mm/kaslr.c: where the array of all struct pages begins, above the direct mapping."""
+    base, tables = probe.word(at), probe.kernel.memory
+    size = probe.kernel.info.size("page") or 64
+    top = tables.translate(probe.address("swapper_pg_dir")).physical
+    above = base > probe.word(probe.address("page_offset_base"))
+    return above and base % (1 << 30) == 0 and bool(tables.translate(base + size * (top >> 12)))
+
+
+def orc_starts(probe: Probe, at: int) -> bool:
+    """arch/x86/kernel/unwind_orc.c: the places of code, as distances from here, the first where code begins."""
+    places = _places(probe, at)
+    return abs(places[0] - probe.address("_stext")) < 1 << 16 and all(a <= b for a, b in pairwise(places))
+
+
+def orc_stops(probe: Probe, at: int) -> bool:
+    """The same table's end: the last places are all code, of what is freed after boot."""
+    places = _places(probe, at - 4 * _ROWS)
+    # Beside .init.text, .exit.text and the replacements of instructions that CPUs have better ones for.
+    low, high = probe.address("_sinittext"), probe.address("_einittext") + (1 << 21)
+    ascend = all(a <= b for a, b in pairwise(places)) and all(low <= place < high for place in places)
+    return ascend and at % 4 == 0 and at > probe.address("__start_orc_unwind_ip")
+
+
+def _places(probe: Probe, at: int) -> list[int]:
+    words = probe.words(at, _ROWS // 2)
+    distances = [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)]
+    if not all(distances):
+        raise probe.wrong(at)
+    return [at + 4 * i + ((distance ^ 1 << 31) - (1 << 31)) for i, distance in enumerate(distances)]
