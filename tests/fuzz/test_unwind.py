@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from kvmd.errors import Reason, error
 from kvmd.images.linux import orc
 from kvmd.images.linux.orc import Kind, Row, Table
-from kvmd.images.linux.unwind import MAX_FRAMES, At, Walk
+from kvmd.images.linux.unwind import MAX_FRAMES, At
+from kvmd.images.linux.unwind_frames import FrameWalk, Shape
+from kvmd.images.linux.unwind_orc import OrcWalk
 from kvmd.v1 import stack_pb2
 
 STACK = 0xFFFF_C900_0000_0000
@@ -54,12 +56,25 @@ class Memory:
 @settings(deadline=None, max_examples=200)
 def test_every_walk_ends(table: list[Row | None], seed: int, faults: float) -> None:
     memory = Memory(seed, faults)
-    walk = Walk(memory.read, lambda pc: table[pc % len(table)], lambda pc: CODE, range(STACK, STACK + (1 << 14)))
+    walk = OrcWalk(memory.read, lambda pc: table[pc % len(table)], lambda pc: CODE, range(STACK, STACK + (1 << 14)))
     frames = list(walk.frames(At(CODE, STACK + 64, STACK + 128, True)))
     assert 1 <= len(frames) <= MAX_FRAMES
     assert walk.end != stack_pb2.STACK_END_UNSPECIFIED
     assert (walk.error is None) == (walk.end != stack_pb2.STACK_END_FAULT)
     assert memory.reads <= 140 * MAX_FRAMES
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.02]), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_every_walk_by_frame_records_ends(seed: int, faults: float, meta: bool) -> None:
+    memory, shape = Memory(seed, faults), Shape(record=304, registers=336, meta=meta, top=0xFFFF << 48)
+    walk = FrameWalk(memory.read, lambda pc: pc - pc % 256, shape, range(STACK, STACK + (1 << 14)))
+    saved = tuple(STACK + 16 * number for number in range(34))
+    frames = list(walk.frames(At(CODE, STACK + 64, STACK + 128, True, saved)))
+    assert 1 <= len(frames) <= MAX_FRAMES
+    assert walk.end != stack_pb2.STACK_END_UNSPECIFIED
+    assert (walk.error is None) == (walk.end != stack_pb2.STACK_END_FAULT)
+    assert memory.reads <= 4 * MAX_FRAMES
 
 
 @given(st.binary(min_size=6 * 40, max_size=6 * 40), st.integers(0, 2**64 - 1), st.integers(0, 2**32))

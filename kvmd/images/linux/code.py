@@ -50,7 +50,7 @@ class Module:
 class Code:
     """The code of one kernel at one moment; of the running kernel a new one is made for each look.
 
-    :raises KvmError: NO_TYPES for kernels without ORC, NO_SYMBOLS.
+    :raises KvmError: NO_SYMBOLS.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -59,9 +59,17 @@ class Code:
         text = kernel.address("_stext"), kernel.address("_etext")
         bounds = [(found.value if (found := kernel.builtin(name)) else 0) for name in ("_sinittext", "_einittext")]
         self._text = (range(*text), range(*bounds))
+
+    @cached_property
+    def orc(self) -> tuple[Table, Orc]:
+        """The kernel's own table, and what reads it.
+
+        :raises KvmError: NO_TYPES for kernels without ORC, NO_SYMBOLS.
+        """
+        kernel = self._kernel
         starts, stop = kernel.address("__start_orc_unwind_ip"), kernel.address("__stop_orc_unwind_ip")
-        self._table = Table(starts, kernel.address("__start_orc_unwind"), max(stop - starts, 0) // 4)
-        self._orc = Orc(kernel.prog, kernel.memory.kernel, self._table, kernel.address("schedule"))
+        table = Table(starts, kernel.address("__start_orc_unwind"), max(stop - starts, 0) // 4)
+        return table, Orc(kernel.prog, kernel.memory.kernel, table, kernel.address("schedule"))
 
     @cached_property
     def modules(self) -> list[Module]:
@@ -88,10 +96,11 @@ class Code:
 
         :raises KvmError: the fault of a page that holds the table or the list of modules.
         """
+        table, orc = self.orc
         if any(address in part for part in self._text):
-            return self._orc.find(self._table, address)
+            return orc.find(table, address)
         module = self.module(address)
-        return self._orc.find(module.table, address) if module and module.table else None
+        return orc.find(module.table, address) if module and module.table else None
 
     def name(self, address: int) -> tuple[str, int, str]:
         """The function at an address: its name, address and module; an empty name if no table has one."""

@@ -17,26 +17,30 @@ from kvmd.images.linux.cpus import Cpus
 from kvmd.images.linux.kernel import Kernel
 
 _NT_PRSTATUS = 1
-_NOTE = 12 + 8 + 336  # header, "CORE", struct elf_prstatus of x86-64
-_REGISTERS = struct.Struct("<112x27Q")  # pr_reg: struct user_regs_struct, which begins as struct pt_regs does
+_HEAD = 12 + 8 + 112  # header, "CORE", what comes before pr_reg in struct elf_prstatus of 64-bit architectures
+_TAIL = 8  # pr_fpvalid
 _ALL = (1 << 64) - 1
 
 
-def _registers(notes: bytes) -> Iterator[tuple[int, ...]]:
-    for name, kind, desc in elf.notes(notes):
-        if name == b"CORE" and kind == _NT_PRSTATUS and len(desc) >= _REGISTERS.size:
-            yield _REGISTERS.unpack_from(desc)
-
-
 class SavedRegisters:
-    """The registers of one dump's CPUs."""
+    """The registers of one dump's CPUs.
 
-    def __init__(self, kernel: Kernel, cpus: Cpus) -> None:
+    :param count: how many words pr_reg has on the architecture.
+    """
+
+    def __init__(self, kernel: Kernel, cpus: Cpus, count: int) -> None:
         self._kernel = kernel
         self._cpus = cpus
+        self._words = struct.Struct(f"<112x{count}Q")
+        self._note = _HEAD + 8 * count + _TAIL
+
+    def _registers(self, notes: bytes) -> Iterator[tuple[int, ...]]:
+        for name, kind, desc in elf.notes(notes):
+            if name == b"CORE" and kind == _NT_PRSTATUS and len(desc) >= self._words.size:
+                yield self._words.unpack_from(desc)
 
     def of(self, cpu: int) -> tuple[int, ...] | None:
-        """A CPU's registers, as struct pt_regs has them and six more; None where nobody saved them."""
+        """A CPU's registers, which begin with those of struct pt_regs; None where nobody saved them."""
         return self._in_memory.get(cpu) if self._in_memory else self._in_file.get(cpu)
 
     @cached_property
@@ -49,7 +53,7 @@ class SavedRegisters:
         for cpu in self._cpus.possible:
             try:
                 place = int.from_bytes(read(found.value, 8), "little") + offsets[cpu] & _ALL
-                registers = next(_registers(read(place, _NOTE)), None)
+                registers = next(self._registers(read(place, self._note)), None)
             except KvmError:  # left out of the dump, or overwritten
                 continue
             if registers is not None:
@@ -58,4 +62,4 @@ class SavedRegisters:
 
     @cached_property
     def _in_file(self) -> dict[int, tuple[int, ...]]:
-        return dict(zip(self._cpus.possible, _registers(self._kernel.dump.layout.notes), strict=False))
+        return dict(zip(self._cpus.possible, self._registers(self._kernel.dump.layout.notes), strict=False))

@@ -1,7 +1,7 @@
 """Stack traces of a dump's tasks and CPUs.
 
-A task that doesn't run has left its registers on its stack (Linux arch/x86/include/asm/switch_to.h, struct
-inactive_task_frame); those of one that runs are where :mod:`~kvmd.images.linux.prstatus` finds them.
+A task that doesn't run has left its registers where its architecture's :mod:`~kvmd.images.linux.unwinders` says; those
+of one that runs are where :mod:`~kvmd.images.linux.prstatus` finds them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
-
-from drgn import Architecture, sizeof
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.code import Code
@@ -20,15 +18,17 @@ from kvmd.images.linux.inlined import Inlined
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.prstatus import SavedRegisters
 from kvmd.images.linux.tasks import Tasks
-from kvmd.images.linux.unwind import At, Stop, Walk, entered
+from kvmd.images.linux.unwind import At, Stop
+from kvmd.images.linux.unwinders import unwinder_of
 from kvmd.v1 import error_pb2, stack_pb2
 
-_STACK = 1 << 14  # THREAD_SIZE of x86-64; twice that with KASAN, which only weakens a check
 _TASK = {
     "pid": ("pid",),
     "comm": ("comm",),
     "stack": ("stack",),
-    "sp": ("thread.sp",),
+    "sp": ("thread.sp", "thread.cpu_context.sp"),
+    "fp": ("thread.cpu_context.fp",),
+    "pc": ("thread.cpu_context.pc",),
     "on_cpu": ("on_cpu",),
     "voluntary": ("nvcsw",),
     "involuntary": ("nivcsw",),
@@ -39,20 +39,16 @@ _TASK = {
 class Stacks:
     """The stacks of one kernel.
 
-    :raises KvmError: UNSUPPORTED but on x86-64; NO_TYPES, NO_SYMBOLS.
+    :raises KvmError: UNSUPPORTED but on x86-64 and arm64; NO_TYPES, NO_SYMBOLS.
     """
 
     def __init__(self, kernel: Kernel, tasks: Tasks) -> None:
-        if kernel.dump.architecture is not Architecture.X86_64:
-            raise error(Reason.UNSUPPORTED, "stacks can be unwound of x86-64 kernels only")
         self._kernel = kernel
         self._tasks = tasks
         self._cpus = Cpus(kernel)
         prog, read = kernel.prog, kernel.memory.kernel
         self._task: Callable[[int], dict[str, Any]] = Fields(prog, read, "struct task_struct", _TASK)
-        frame = {"bp": ("bp",), "pc": ("ret_addr",)}
-        self._frame: Callable[[int], dict[str, Any]] = Fields(prog, read, "struct inactive_task_frame", frame)
-        self._frame_size = sizeof(prog.type("struct inactive_task_frame"))
+        self._unwinder = unwinder_of(kernel)
         self._inlined = Inlined(kernel)
 
     @cached_property
@@ -61,7 +57,7 @@ class Stacks:
 
     @cached_property
     def _registers(self) -> SavedRegisters:
-        return SavedRegisters(self._kernel, self._cpus)
+        return SavedRegisters(self._kernel, self._cpus, self._unwinder.registers)
 
     def select(self, request: stack_pb2.GetStackRequest) -> Iterator[stack_pb2.Stack]:
         """Unwind what is asked for; of all, what fails for one task is told in its stack.
@@ -126,7 +122,7 @@ class Stacks:
             except Stop as stop:
                 stack.end = stop.end
                 return stack
-            self._unwind(stack, start, range(task["stack"], task["stack"] + _STACK))
+            self._unwind(stack, start, range(task["stack"], task["stack"] + self._unwinder.stack_size))
             return stack
 
     def _start(self, task: dict[str, Any], cpu: int | None) -> At:
@@ -135,14 +131,13 @@ class Stacks:
             if registers is None:
                 message = f"task {task['pid']} runs on CPU {cpu}, whose registers the image doesn't hold"
                 raise error(Reason.TASK_RUNNING, message, pid=task["pid"], cpu=cpu)
-            return entered(registers)
+            return self._unwinder.entered(registers)
         if not task["stack"]:
             raise Stop(stack_pb2.STACK_END_NO_STACK)
-        frame = self._frame(task["sp"])
-        return At(frame["pc"], task["sp"] + self._frame_size, frame["bp"])
+        return self._unwinder.asleep(task)
 
     def _unwind(self, stack: stack_pb2.Stack, start: At, own: range) -> None:
-        walk = Walk(self._kernel.memory.kernel, self._code.row, lambda address: self._code.name(address)[1], own)
+        walk = self._unwinder.walk(self._code, own)
         for at in walk.frames(start):
             name, begin, module = self._code.name(at.code) if at.pc else ("", 0, "")
             for inline in self._inlined.at(at.code) if name and not module else ():

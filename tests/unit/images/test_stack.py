@@ -20,6 +20,7 @@ from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.tasks import Tasks
 from kvmd.images.linux.unwind import MAX_FRAMES
+from kvmd.images.linux.unwinders import OrcUnwinder
 from kvmd.v1 import process_pb2, stack_pb2
 from overlay import Overlay
 
@@ -188,7 +189,8 @@ def test_a_frame_in_a_module(whole: Overlay) -> None:
     # A function that pushed nothing yet: what called it lies on top of the stack.
     start, name = next(s for s in symbols if (row := stacks._code.row(s[0])) and row.sp_offset == 8)
     returns = int.from_bytes(whole.memory.kernel(sp + 48, 8), "little")
-    frame = stacks._frame_size
+    assert isinstance(stacks._unwinder, OrcUnwinder)
+    frame = stacks._unwinder._size
     whole.put(sp - 8 + 40, int.from_bytes(whole.memory.kernel(sp + 40, 8), "little"))
     whole.patches[sp + 48] = (start + 1).to_bytes(8, "little") + returns.to_bytes(8, "little")
     stack = one(made(whole))
