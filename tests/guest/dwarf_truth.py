@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 
 import drgn
 from drgn.helpers.linux.cpumask import for_each_online_cpu
@@ -16,6 +18,8 @@ from drgn.helpers.linux.fs import for_each_mount, mount_dst
 from drgn.helpers.linux.module import for_each_module
 from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.slab import for_each_slab_cache
+
+from kvmd.images.linux.objects.table import OBJECTS
 
 STRUCTS = {
     "task_struct": "pid tgid real_parent group_leader tasks thread_group comm __state exit_state flags mm active_mm "
@@ -40,6 +44,7 @@ BIT_FIELDS = {"task_struct": "sched_reset_on_fork in_execve", "signal_struct": "
 CONSTANTS = ("PIDTYPE_SID", "MM_ANONPAGES", "NR_MM_COUNTERS", "PG_locked")
 SYMBOLS = """init_task linux_banner jiffies_64 init_top_pgt init_pid_ns modules prb avenrun init_uts_ns runqueues
 schedule do_exit vfs_read tcp_v4_rcv panic sys_call_table __per_cpu_offset nr_cpu_ids saved_command_line"""
+PER_CPU = "runqueues kernel_cpustat tick_cpu_sched current_task pcpu_hot irq_stat cpu_number"
 
 
 def member(prog: drgn.Program, struct: str, name: str) -> list[int]:
@@ -48,6 +53,21 @@ def member(prog: drgn.Program, struct: str, name: str) -> list[int]:
     found = kind.member(name)
     size = found.bit_field_size or 8 * drgn.sizeof(found.type)
     return [found.bit_offset, size]
+
+
+def modules(prog: drgn.Program) -> Iterable[drgn.Object]:
+    """Give the loaded modules, of kernels that can have some."""
+    return for_each_module(prog) if "modules" in symbols(prog, ["modules"]) else ()
+
+
+def symbols(prog: drgn.Program, names: Iterable[str]) -> dict[str, list[int]]:
+    """Address and size of those that the kernel has."""
+    found = {}
+    for name in names:
+        with suppress(LookupError):
+            symbol = prog.symbol(name)
+            found[name] = [symbol.address, symbol.size]
+    return found
 
 
 def main() -> None:
@@ -59,16 +79,18 @@ def main() -> None:
     for table in (STRUCTS, BIT_FIELDS):
         for struct, names in table.items():
             for name in names.split():
-                members[f"{struct}.{name}"] = member(prog, struct, name)
+                with suppress(LookupError):  # a kernel without networking
+                    members[f"{struct}.{name}"] = member(prog, struct, name)
     document = {
         "members": members,
-        "sizes": {struct: drgn.sizeof(prog.type(f"struct {struct}")) for struct in STRUCTS},
-        "symbols": {name: [prog.symbol(name).address, prog.symbol(name).size] for name in SYMBOLS.split()},
+        "sizes": {name: drgn.sizeof(prog.type(f"struct {name}")) for name in {key.split(".")[0] for key in members}},
+        "symbols": symbols(prog, SYMBOLS.split()),
+        "objects": symbols(prog, (*OBJECTS, "__per_cpu_offset", *PER_CPU.split())),
         "constants": {name: prog[name].value_() for name in CONSTANTS},
         "tasks": sorted(
             [task.pid.value_(), task.comm.string_().decode(), task.value_()] for task in for_each_task(prog)
         ),
-        "modules": sorted(module.name.string_().decode() for module in for_each_module(prog)),
+        "modules": sorted(module.name.string_().decode() for module in modules(prog)),
         "caches": sorted(cache.name.string_().decode() for cache in for_each_slab_cache(prog)),
         "mounts": sorted(mount_dst(mount).decode() for mount in for_each_mount(prog)),
         "cpus": list(for_each_online_cpu(prog)),

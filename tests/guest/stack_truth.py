@@ -1,10 +1,10 @@
 """Records the stacks that drgn unwinds with a vmlinux with DWARF, and that vmlinux's ORC tables and calls,
 which small dumps lack.
 
-    python tests/guest/stack_truth.py VMLINUX DUMP ORC > tests/data/FOLDER/stacks.json
+    python tests/guest/stack_truth.py VMLINUX DUMP [ORC] > tests/data/FOLDER/stacks.json
 
-VMLINUX is of the dump's own build. ORC is written: the sections .orc_unwind_ip and .orc_unwind, one after the other as
-in memory; `xz -9e ORC` makes of it what tests/data holds.
+VMLINUX is of the dump's own build. ORC, of x86-64 only, is written: the sections .orc_unwind_ip and .orc_unwind, one
+after the other as in memory; `xz -9e ORC` makes of it what tests/data holds.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def calls(vmlinux: str, moved: int, found: list[list[Any]]) -> dict[int, str]:
 
 def main() -> None:
     """Print the document."""
-    vmlinux, dump, target = sys.argv[1:]
-    write_tables(vmlinux, target)
+    vmlinux, dump, *target = sys.argv[1:]
+    if target:
+        write_tables(vmlinux, target[0])
     prog = drgn.Program()
     prog.set_core_dump(dump)
     prog.load_debug_info([vmlinux])

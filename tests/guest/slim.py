@@ -1,0 +1,159 @@
+"""Makes a small dump of a large one: what kvmd reads of it, and the kernel's data.
+
+    python tests/guest/slim.py DUMP SWAP[:SWAP...] OUT
+
+DUMP is an ELF dump with its truth.json beside it. Everything that tests ask is asked of it, drgn's helpers included,
+and the pages that were read are kept. What is only searched through (the kernel's image, for things that no symbol
+tells of) is kept where it is data that can be written, and where something was found. OUT is KDUMP, its pages as they
+are: `xz -9e OUT` makes of it what tests/data holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from drgn import Architecture
+
+sys.path.insert(0, os.path.dirname(__file__))
+import helpers
+
+from kvmd.errors import KvmError
+from kvmd.images.base import File, Files
+from kvmd.images.linux.elfcore import ElfLayout
+from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.kimage import KernelImage
+from kvmd.images.linux.objects.table import OBJECTS
+from kvmd.images.linux.walk import WRITE
+from kvmd.v1 import memory_pb2, process_pb2, stack_pb2
+
+PAGE = 4096
+_FINDS = 64  # of a search, whose places are kept
+USER = memory_pb2.ADDRESS_SPACE_USER
+
+
+class Recorder:
+    """Notes the pages that are read of any ELF dump, but for searches."""
+
+    def __init__(self) -> None:
+        self.pages: set[int] = set()
+        self._searching = False
+        read, find = ElfLayout.read, KernelImage.find
+        recorder = self
+
+        def noted(layout: ElfLayout, address: int, length: int, offset: int, physical: bool) -> bytes:
+            if not recorder._searching:
+                recorder.note(address, length)
+            return read(layout, address, length, offset, physical)
+
+        def quiet(image: KernelImage, wanted: bytes, align: int = 1) -> Iterator[int]:
+            image.runs  # noqa: B018 - a cached property: the page tables are needed
+            recorder._searching = True
+            found = list(find(image, wanted, align))
+            recorder._searching = False
+            for at in found[:_FINDS]:
+                image._memory.kernel(at, len(wanted))
+            return iter(found)
+
+        ElfLayout.read, KernelImage.find = noted, quiet  # type: ignore[method-assign]
+        ElfLayout.read_into = lambda *_: False  # type: ignore[method-assign]
+
+    def note(self, address: int, length: int) -> None:
+        """Keep the pages of a physical range."""
+        self.pages.update(range(address // PAGE, (address + length - 1) // PAGE + 1))
+
+
+def strings(image: LinuxImage, pid: int) -> None:
+    """Read a process's strings."""
+    for kind in (process_pb2.STRINGS_KIND_ARGUMENTS, process_pb2.STRINGS_KIND_ENVIRONMENT):
+        with suppress(KvmError):
+            image.strings(pid, kind, 0)
+
+
+def exercise(image: LinuxImage) -> None:
+    """Ask everything."""
+    image.info(), image.load_average(), image.cpu_times(), image.cpus(), image.swap_areas()
+    list(image.log()), list(image.files(0)), list(image.stacks(stack_pb2.GetStackRequest()))
+    for process in image.processes(process_pb2.GetProcsRequest(threads=True)):
+        strings(image, process.pid)
+    for name in (*OBJECTS, "__per_cpu_offset", "runqueues", "no_such_symbol", "ext4_fill_super"):
+        with suppress(KvmError):
+            image.kernel.symbol(name)
+
+
+def user_pages(image: LinuxImage, truth: dict[str, Any]) -> None:
+    """Read the pages of processes that the truth tells of."""
+    for page in truth["pages"]:
+        with suppress(KvmError):
+            image.read(page["vaddr"], PAGE, USER, page["pid"])
+
+
+def data_pages(image: LinuxImage) -> Iterator[int]:
+    """The physical addresses of the image's pages that can be written: of arm64, those after the first gap."""
+    kernel = image.kernel
+    assert kernel.image is not None
+    if kernel.dump.architecture is Architecture.AARCH64:
+        for run in kernel.image.runs[1:]:
+            yield from (kernel.memory.translate(at).physical for at in run[::PAGE])
+        return
+    for page in image.pages(kernel.image.runs[0].start):
+        if page.protection & WRITE and kernel.image.holds(page.virtual_address):
+            yield from range(page.physical_address, page.physical_address + page.length, PAGE)
+
+
+def write_kdump(layout: ElfLayout, pages: list[int], machine: str, out: str) -> None:
+    """Write a KDUMP file, version 6, without compression."""
+    last = max(end for _, end, _ in layout._ranges) // PAGE
+    held = {page for start, end, _ in layout._ranges for page in range(start // PAGE, end // PAGE)}
+    half = -(-last // (8 * PAGE)) * PAGE
+    bitmaps = [bytearray(half), bytearray(half)]
+    for bitmap, numbers in zip(bitmaps, (held, pages), strict=True):
+        for page in numbers:
+            bitmap[page // 8] |= 1 << page % 8
+    info, notes = layout.vmcoreinfo, layout.notes
+    sub_pages = 1 + -(-(len(info) + len(notes)) // PAGE)
+    names = b"".join(name.encode().ljust(65, b"\0") for name in ("Linux", "", "", "", machine, ""))
+    head = struct.pack("<8si390s6x16x", b"KDUMP   ", 6, names)
+    head += struct.pack("<IiiIIIIIIi", 0, PAGE, sub_pages, 2 * half // PAGE, min(last, 2**32 - 1), 0, 0, 0, 0, 0)
+    at = 2 * PAGE
+    sub = struct.pack("<Qii6Q", 0, 31, 0, 0, 0, at, len(info), at + len(info), len(notes))
+    sub += struct.pack("<5Q", 0, 0, 0, 0, last)
+    table = (1 + sub_pages) * PAGE + 2 * half
+    data = table + 24 * len(pages)
+    with open(out, "wb") as file:
+        file.write(head.ljust(PAGE, b"\0") + sub.ljust(PAGE, b"\0"))
+        file.write((info + notes).ljust((sub_pages - 1) * PAGE, b"\0"))
+        file.write(bitmaps[0] + bitmaps[1])
+        for index in range(len(pages)):
+            file.write(struct.pack("<QIIQ", data + index * PAGE, PAGE, 0, 0))
+        for page in pages:
+            file.write(layout.read(page * PAGE, PAGE, 0, True))
+
+
+def main() -> None:
+    """Write the file."""
+    dump, swap, out = sys.argv[1:]
+    recorder = Recorder()
+    core = File(os.open(dump, os.O_RDONLY), dump)
+    areas = tuple(File(os.open(path, os.O_RDONLY), os.path.basename(path)) for path in swap.split(":"))
+    image = LinuxImage(Files(core, swap=areas))
+    exercise(image)
+    with open(os.path.join(os.path.dirname(dump), "truth.json"), encoding="utf-8") as file:
+        truth = json.load(file)
+    user_pages(image, truth)
+    helpers.with_kvmd(dump)
+    for address in data_pages(image):
+        recorder.note(address, PAGE)
+    layout = image.kernel.dump.layout
+    assert isinstance(layout, ElfLayout)
+    kept = sorted(recorder.pages)
+    write_kdump(layout, [page for page in kept if layout.trouble(page * PAGE) is None], truth["machine"], out)
+
+
+if __name__ == "__main__":
+    main()
