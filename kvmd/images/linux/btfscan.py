@@ -12,6 +12,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.btf import MAGIC
 from kvmd.images.linux.kimage import KernelImage
 from kvmd.images.linux.memory import Read, in_chunks
+from kvmd.images.linux.types import Types
 
 _HEADER = struct.Struct("<HBBIIIII")
 _HEAD = struct.pack("<HBBI", MAGIC, 1, 0, _HEADER.size)  # version 1, no flags
@@ -40,17 +41,20 @@ def blobs(image: KernelImage, read: Read) -> Iterator[bytes]:
             continue
 
 
-def the_kernels(found: Iterator[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
-    """The one that is the kernel's; None if none is.
+def the_kernels(found: Iterator[bytes], types_of: Callable[[bytes], Types | None]) -> Types | None:
+    """The types of the one that is the kernel's; None if none is.
 
-    :param fits: whether BTF is of this kernel.
+    :param types_of: makes types of BTF if it is of this kernel.
     :raises KvmError: AMBIGUOUS if different ones are.
     """
-    chosen: bytes | None = None
+    chosen: tuple[bytes, Types] | None = None
     for data in found:
-        if data != chosen and fits(data):
-            if chosen is not None:
-                message = "the image holds several BTF that could be the kernel's"
-                raise error(Reason.AMBIGUOUS, f"{message}; name a vmlinux with DWARF as execfile")
-            chosen = data
-    return chosen
+        if chosen is not None and data == chosen[0]:
+            continue
+        types = types_of(data)
+        if types is not None and chosen is not None:
+            message = "the image holds several BTF that could be the kernel's"
+            raise error(Reason.AMBIGUOUS, f"{message}; name a vmlinux with DWARF as execfile")
+        if types is not None:
+            chosen = data, types
+    return chosen[1] if chosen else None

@@ -130,7 +130,7 @@ class Kernel:
         :raises KvmError: the fault of a page that holds it.
         """
         missed = "_types" in self.__dict__ and self._served != {"symbols", "types"}
-        if not missed or self.dump.live or self.execfile is not None:
+        if not missed or self.dump.live or self.execfile is not None or self.written("__start_BTF") is None:
             return b""
         return inputs(self._raw_kallsyms(), self._btf_in_memory())
 
@@ -226,6 +226,8 @@ class Kernel:
         if self._sources.btf is not None:
             with suppress(KvmError):
                 return Types(self.prog, Btf(self._sources.btf()))
+        if self.written("__start_BTF") is None and (found := self._types_by_scan()) is not None:
+            return found
         data = self._btf_in_memory()
         known = self._index.types(data) if self._index else None
         if known is not None:
@@ -241,8 +243,6 @@ class Kernel:
     def _btf_in_memory(self) -> bytes:
         start, stop = self.written("__start_BTF"), self.written("__stop_BTF")
         if start is None or stop is None:
-            if (found := self._btf_by_scan()) is not None:
-                return found
             reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
             raise error(reason, "no types can be found in the image; name a vmlinux with DWARF as execfile")
         length = stop.value - start.value
@@ -256,16 +256,16 @@ class Kernel:
         start = self.written("_stext")
         return image_of(self.memory, start.value if start else None)
 
-    def _btf_by_scan(self) -> bytes | None:
-        def fits(data: bytes) -> bool:
+    def _types_by_scan(self) -> Types | None:
+        def types_of(data: bytes) -> Types | None:
             try:
                 with guarded("BTF", Reason.CORRUPT_DATA):
-                    return not differs(Types(self.prog, Btf(data)), self.info, self.prog)
+                    types = Types(self.prog, Btf(data))
+                    return None if differs(types, self.info, self.prog) else types
             except KvmError:
-                return False
+                return None
 
-        read = self.memory.kernel
-        return the_kernels(blobs(self.image, read), fits) if self.image is not None else None
+        return the_kernels(blobs(self.image, self.memory.kernel), types_of) if self.image is not None else None
 
     @cached_property
     def _try_types(self) -> Types | None:

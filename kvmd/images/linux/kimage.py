@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 
 from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK
@@ -34,27 +35,32 @@ class KernelImage:
     def runs(self) -> list[range]:
         """The ranges of virtual addresses that are mapped, ascending."""
         runs: list[range] = []
-        at, end = self._start, min(self._start + _LARGEST, 1 << 64)
-        for _ in range(_STEPS):
-            if at >= end or (at - (runs[-1].stop if runs else self._start) > _GAP):
+        end = self._start
+        for at, size, physical in islice(self._memory.leaves(self._start), _STEPS):
+            if at - end > _GAP or at >= self._start + _LARGEST:
                 break
-            size, mapped = self._piece(at)
-            if mapped and runs and runs[-1].stop == at:
+            if physical is None or at - physical & _ALL != self._distance & _ALL:
+                continue
+            if runs and runs[-1].stop == at:
                 runs[-1] = range(runs[-1].start, at + size)
-            elif mapped:
-                runs.append(range(at, at + size))
-            at += size
+            else:
+                runs.append(range(max(at, self._start), at + size))
+            end = at + size
         return runs
 
-    def _piece(self, at: int) -> tuple[int, bool]:
-        """How far the entry goes that maps an address, or maps nothing, and whether it maps the image."""
-        tables = self._memory.walkable()
-        try:
-            place = self._memory.translate(at)
-        except KvmError:
-            size = tables.paging.page_size
-            return size - at % size, False
-        return place.length, at - place.physical & _ALL == self._distance & _ALL
+    @cached_property
+    def _held(self) -> list[range]:
+        """The parts of these that the image holds."""
+        held: list[range] = []
+        size = self._memory.walkable().paging.page_size
+        for at in (at for run in self.runs for at in run[::size]):
+            if not self._memory.holds(at - self._distance & _ALL):
+                continue
+            if held and held[-1].stop == at:
+                held[-1] = range(held[-1].start, at + size)
+            else:
+                held.append(range(at, at + size))
+        return held
 
     def holds(self, address: int, length: int = 1) -> bool:
         """Whether a range lies in the image whole."""
@@ -62,36 +68,21 @@ class KernelImage:
 
     def find(self, wanted: bytes, align: int = 1) -> Iterator[int]:
         """Give the addresses at which bytes stand, ascending; pages that can't be read are passed over."""
-        for run in self.runs:
-            held, base = b"", run.start
+        for run in self._held:
+            kept = b""
             for start in range(run.start, run.stop, CHUNK):
-                for data in self._readable(start, min(CHUNK, run.stop - start)):
-                    if data is None:
-                        held = b""
-                        continue
-                    at, piece = data
-                    base, text = at - len(held), held + piece
-                    place = text.find(wanted)
-                    while place >= 0:
-                        if (base + place) % align == 0:
-                            yield base + place
-                        place = text.find(wanted, place + 1)
-                    held = text[len(text) - len(wanted) + 1 :]
-
-    def _readable(self, start: int, length: int) -> Iterator[tuple[int, bytes] | None]:
-        """The parts of a range that the image holds; None for a gap."""
-        end = start + length
-        while start < end:
-            try:
-                yield start, self._memory.kernel(start, end - start)
-                return
-            except KvmError as e:
-                readable = int(e.metadata.get("readable", "0"))
-            if readable:
-                yield start, self._memory.kernel(start, readable)
-            yield None
-            size = self._memory.walkable().paging.page_size
-            start = (start + readable & -size) + size
+                try:
+                    data = self._memory.kernel(start, min(CHUNK, run.stop - start))
+                except KvmError:  # a page that can't be decompressed
+                    kept = b""
+                    continue
+                base, text = start - len(kept), kept + data
+                place = text.find(wanted)
+                while place >= 0:
+                    if (base + place) % align == 0:
+                        yield base + place
+                    place = text.find(wanted, place + 1)
+                kept = text[len(text) - len(wanted) + 1 :]
 
 
 def image_of(memory: Memory, start: int | None) -> KernelImage | None:

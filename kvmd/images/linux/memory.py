@@ -5,7 +5,7 @@ drgn does the reading. Only after it faulted are the page tables walked here, to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from drgn import Architecture, FaultError
 
@@ -108,6 +108,14 @@ class Memory:
         if root is None and address < tables.paging.kernel:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no address of the kernel's", address=address)
         return tables.translate(self._root if root is None else root, address)
+
+    def leaves(self, start: int) -> Iterator[tuple[int, int, int | None]]:
+        """Walk the kernel's page tables, as :meth:`~kvmd.images.linux.pagetable.PageTables.leaves`."""
+        return self.walkable().leaves(self._root, start)
+
+    def holds(self, physical: int) -> bool:
+        """Whether the image has the page of a physical address."""
+        return self._layout.trouble(physical) is None
 
     def walkable(self) -> PageTables:
         """The page tables.

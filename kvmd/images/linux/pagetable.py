@@ -5,8 +5,9 @@ What an entry means is told by the architecture's :class:`Paging`. All reads are
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
@@ -102,6 +103,30 @@ class PageTables:
                 return entry, level
             table = below
         return table, 1
+
+    def leaves(self, root: int, start: int) -> Iterator[tuple[int, int, int | None]]:
+        """Walk the entries that map a range or don't, from the one that maps ``start`` on, to the end of the space.
+
+        Gives (first address, size, physical address or None); tables that can't be read map nothing.
+        """
+        paging, at = self.paging, start
+        while at < 1 << 64:
+            try:
+                entry, level = self.last(root, at)
+                words = self._table(entry, at) if level == 1 else (entry,)
+            except KvmError:
+                words, level = (0,), 1
+            size = 1 << paging.shift(level)
+            at &= -size
+            for word in words:
+                yield at, size, paging.frame(word, level)
+                at += size
+
+    def _table(self, table: int, address: int) -> tuple[int, ...]:
+        """The entries of a last table, from that of an address on."""
+        first = self.paging.index(address, 1)
+        count = self.paging.entries - first
+        return struct.unpack(f"<{count}Q", self._read(table + 8 * first, 8 * count))
 
     def _entry(self, table: int, address: int, level: int) -> int:
         return int.from_bytes(self._read(table + 8 * self.paging.index(address, level), 8), "little")
