@@ -6,6 +6,7 @@ live kernel, through the daemon of KVMD_TARGET.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pytest
 import bsd
 import bsd_minidump
 import libkvm
-from images import fixture
+from images import DATA, fixture
 from libkvm.compat import connection
 from libkvm.fast import joining
 from libkvm.session import Session
@@ -25,7 +26,7 @@ from unit.client import facade
 
 LIVE = os.environ.get("KVMD_TEST_LIVE") == "1"
 SWAP = ("swap.img", "swapfile.img", "swapfs.img")
-NAMES = ["qemu", "la57", "hole", "kdump", "debian-6.1-panic"]
+NAMES = ["qemu", "la57", "hole", "kdump", "debian-6.1-panic", "arm64-6.1"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class Dump:
 
     def symbol(self, name: str) -> int:
         return self.truth["kallsyms"][name]
+
+    @property
+    def data(self) -> int:
+        """The beginning of a page from which on a lot of the kernel's data can be read."""
+        known = self.truth["kallsyms"]
+        return (known.get("__start_rodata") or known["init_task"]) & -4096
+
+    @property
+    def arm64(self) -> bool:
+        return self.truth["machine"] == "aarch64"
 
     @property
     def processes(self) -> dict[int, dict[str, Any]]:
@@ -61,7 +72,12 @@ class Dump:
 
 def load(name: str) -> Dump:
     found = fixture(f"{name}/vmcore.kdump")
-    return Dump(name, os.path.realpath(found.path), found.truth)
+    truth = dict(found.truth)
+    if "init_task" not in truth["kallsyms"]:  # /proc/kallsyms has functions only; DWARF has the rest
+        dwarf = json.loads((DATA / name / "dwarf.json").read_text())
+        told = {symbol: value for symbol, (value, _) in dwarf["objects"].items()}
+        truth["kallsyms"] = told | truth["kallsyms"]
+    return Dump(name, os.path.realpath(found.path), truth)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_the_log_is_in_order_and_begins_with_the_banner_unless_that_was_overwrit
 
     assert records
     if records[0].sequence == 0:
-        assert records[0].text == dump.truth["banner"]
+        assert dump.truth["banner"] == records[dump.arm64].text  # which says first which CPU boots
     assert [record.sequence for record in records] == sorted(record.sequence for record in records)
 
 
@@ -43,7 +43,7 @@ def test_symbols(kernel, dump):
     table = kernel.symbols(["jiffies", "no_such_symbol"])
 
     assert table["jiffies"].value == dump.symbol("jiffies")
-    assert table["jiffies"].source == "kallsyms"
+    assert table["jiffies"].source == ("code" if dump.arm64 else "kallsyms")
     assert table["no_such_symbol"] is None
     with pytest.raises(LookupError):
         kernel.symbol("no_such_symbol")

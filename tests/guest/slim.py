@@ -1,6 +1,6 @@
 """Makes a small dump of a large one: what kvmd reads of it, and the kernel's data.
 
-    python tests/guest/slim.py DUMP SWAP[:SWAP...] OUT
+    python tests/guest/slim.py DUMP OUT SWAP[:SWAP...]...
 
 DUMP is an ELF dump with its truth.json beside it. Everything that tests ask is asked of it, drgn's helpers included,
 and the pages that were read are kept. What is only searched through (the kernel's image, for things that no symbol
@@ -29,7 +29,7 @@ from kvmd.images.linux.elfcore import ElfLayout
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.kimage import KernelImage
 from kvmd.images.linux.objects.table import OBJECTS
-from kvmd.images.linux.walk import WRITE
+from kvmd.images.linux.pagetable import WRITE
 from kvmd.v1 import memory_pb2, process_pb2, stack_pb2
 
 PAGE = 4096
@@ -78,7 +78,7 @@ def strings(image: LinuxImage, pid: int) -> None:
 def exercise(image: LinuxImage) -> None:
     """Ask everything."""
     image.info(), image.load_average(), image.cpu_times(), image.cpus(), image.swap_areas()
-    list(image.log()), list(image.files(0)), list(image.stacks(stack_pb2.GetStackRequest()))
+    list(image.pages(0)), list(image.log()), list(image.files(0)), list(image.stacks(stack_pb2.GetStackRequest()))
     for process in image.processes(process_pb2.GetProcsRequest(threads=True)):
         strings(image, process.pid)
     for name in (*OBJECTS, "__per_cpu_offset", "runqueues", "no_such_symbol", "ext4_fill_super"):
@@ -137,15 +137,17 @@ def write_kdump(layout: ElfLayout, pages: list[int], machine: str, out: str) -> 
 
 def main() -> None:
     """Write the file."""
-    dump, swap, out = sys.argv[1:]
+    dump, out, *swaps = sys.argv[1:]
     recorder = Recorder()
     core = File(os.open(dump, os.O_RDONLY), dump)
-    areas = tuple(File(os.open(path, os.O_RDONLY), os.path.basename(path)) for path in swap.split(":"))
-    image = LinuxImage(Files(core, swap=areas))
+    areas = [[File(os.open(path, os.O_RDONLY), path) for path in each.split(":")] for each in swaps]
+    image = LinuxImage(Files(core, swap=tuple(areas[0])))
     exercise(image)
     with open(os.path.join(os.path.dirname(dump), "truth.json"), encoding="utf-8") as file:
         truth = json.load(file)
-    user_pages(image, truth)
+    for swap in areas:
+        with suppress(KvmError):
+            user_pages(LinuxImage(Files(core, swap=tuple(swap))), truth)
     helpers.with_kvmd(dump)
     for address in data_pages(image):
         recorder.note(address, PAGE)

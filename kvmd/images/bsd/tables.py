@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from kvmd.images.linux.paging_x86 import X86Paging
 from kvmd.images.linux.walk import PageWalk, incomplete
 from kvmd.v1 import memory_pb2
 
@@ -17,7 +18,7 @@ def amd64_pages(
     :param present: whether the dump holds a physical address.
     :raises KvmError: CORRUPT_DATA; and after the last page, why the first table could not be read that could not.
     """
-    walk = PageWalk(read, root, 4)
+    walk = PageWalk(read, root, X86Paging(4))
     for mapping in walk.mappings(start):
         yield memory_pb2.Page(
             virtual_address=mapping.virtual,

@@ -42,10 +42,10 @@ class Memory:
         self._into = dump.into
         self._architecture = dump.architecture
         self.tables: PageTables | None = None
-        self._root = 0
+        self.root = 0
         known = _PAGING.get(dump.architecture, _untold)(dump.vmcoreinfo, self._page)
         if known is not None:
-            paging, self._root = known
+            paging, self.root = known
             self.tables = PageTables(self.physical, paging)
 
     def kernel(self, address: int, length: int) -> bytes:
@@ -107,11 +107,11 @@ class Memory:
         tables = self.walkable()
         if root is None and address < tables.paging.kernel:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no address of the kernel's", address=address)
-        return tables.translate(self._root if root is None else root, address)
+        return tables.translate(self.root if root is None else root, address)
 
     def leaves(self, start: int) -> Iterator[tuple[int, int, int | None]]:
         """Walk the kernel's page tables, as :meth:`~kvmd.images.linux.pagetable.PageTables.leaves`."""
-        return self.walkable().leaves(self._root, start)
+        return self.walkable().leaves(self.root, start)
 
     def holds(self, physical: int) -> bool:
         """Whether the image has the page of a physical address."""

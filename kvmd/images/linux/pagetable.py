@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
 
+READ, WRITE, EXECUTE = 1, 2, 4
+PRESENT = 1
+"""An entry that the CPU follows, on all architectures here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -27,26 +31,33 @@ class Paging(ABC):
     :param page_shift: the size of a page and of a table, as a power of two; an entry has 8 bytes.
     :param bits: how many bits of an address the tables translate.
     :ivar kernel: the lowest address that the kernel's own top-level table translates.
+    :ivar bottom: the lowest address of the kernel's half.
+    :ivar base: the address that entry 0 of that table maps.
     :ivar user_end: where the part of the address space ends that is a process's.
     """
 
     kernel: int
+    bottom: int
     user_end: int
 
     def __init__(self, page_shift: int, bits: int) -> None:
         self.page_size = 1 << page_shift
         self.entries = self.page_size // 8
         self.levels = -(-(bits - page_shift) // (page_shift - 3))
+        self.base = (1 << 64) - (1 << bits)
         self._page_shift, self._bits = page_shift, bits
 
     def shift(self, level: int) -> int:
         """The size of what an entry of a level maps, as a power of two."""
         return self._page_shift + (self._page_shift - 3) * (level - 1)
 
+    def count(self, level: int) -> int:
+        """How many entries a table of a level has."""
+        return 1 << min(self._page_shift - 3, self._bits - self.shift(level))
+
     def index(self, address: int, level: int) -> int:
         """The number of an address's entry in its table of a level."""
-        shift = self.shift(level)
-        return address >> shift & (1 << min(self._page_shift - 3, self._bits - shift)) - 1
+        return address >> self.shift(level) & self.count(level) - 1
 
     @abstractmethod
     def canonical(self, address: int) -> int | None:
@@ -59,6 +70,10 @@ class Paging(ABC):
     @abstractmethod
     def frame(self, entry: int, level: int) -> int | None:
         """The physical address of the page that an entry of a level maps; None if it maps none."""
+
+    @abstractmethod
+    def allows(self, entry: int, level: int) -> int:
+        """What an entry leaves of READ, WRITE and EXECUTE that the kernel may do."""
 
 
 class PageTables:
@@ -93,7 +108,7 @@ class PageTables:
 
         :raises KvmError: NOT_MAPPED for an address that is not canonical; why a table can't be read.
         """
-        plain, table = self.paging.canonical(address), root
+        plain, table = self.paging.canonical(address), root & -self.paging.page_size
         if plain is None:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no canonical address", address=address)
         for level in range(self.paging.levels, 1, -1):

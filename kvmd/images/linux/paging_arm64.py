@@ -7,11 +7,14 @@ untagged_addr: user pointers may have a tag in their highest byte, and so have k
 
 from __future__ import annotations
 
-from kvmd.images.linux.pagetable import Paging
+from kvmd.images.linux.pagetable import EXECUTE, READ, WRITE, Paging
 from kvmd.images.linux.swap.entry import release_of
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 _VALID, _TABLE = 1, 2  # of an entry of the last level, the second bit must be set, too
+# Of a page or block; and of a table, for all below it: AP[2] and PXN, APTable[1] and PXNTable.
+_READ_ONLY, _NO_EXECUTE = 1 << 7, 1 << 53
+_TABLE_READ_ONLY, _TABLE_NO_EXECUTE = 1 << 62, 1 << 59
 _TOP = 0xFF << 56
 _SIGN = 1 << 55  # which of the two top-level tables translates an address: the kernel's if set
 _ALL = (1 << 64) - 1
@@ -33,7 +36,7 @@ class Arm64Paging(Paging):
         super().__init__(page_shift, bits)
         used = used or bits
         self.user_end = 1 << used
-        self.kernel = -1 << used & _ALL
+        self.kernel = self.bottom = -1 << used & _ALL
         self._wide, self._invalid = wide, invalid
         # 4 KiB pages map blocks from the third level on (1 GiB), others from the second; 52 bits add one.
         self._blocks = (3 if page_shift == 12 else 2) + wide
@@ -54,6 +57,12 @@ class Arm64Paging(Paging):
         if not entry & _VALID and not entry & self._invalid:
             return None
         return self._address(entry) & -(1 << self.shift(level))
+
+    def allows(self, entry: int, level: int) -> int:
+        """See :class:`Paging`."""
+        table = level > 1 and entry & _TABLE
+        read_only, no_execute = (_TABLE_READ_ONLY, _TABLE_NO_EXECUTE) if table else (_READ_ONLY, _NO_EXECUTE)
+        return READ | (0 if entry & read_only else WRITE) | (0 if entry & no_execute else EXECUTE)
 
     def _address(self, entry: int) -> int:
         low = entry & -self.page_size

@@ -7,11 +7,11 @@ the CPU: their address is inverted since the L1TF fix.
 
 from __future__ import annotations
 
-from kvmd.images.linux.pagetable import Paging
+from kvmd.images.linux.pagetable import EXECUTE, PRESENT, READ, WRITE, Paging
 from kvmd.images.linux.swap.entry import release_of
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
-_PRESENT, _HUGE = 1, 1 << 7
+_WRITABLE, _HUGE, _NO_EXECUTE = 1 << 1, 1 << 7, 1 << 63
 _PROTNONE = 1 << 8  # present to Linux though not to the CPU: PROT_NONE and NUMA-balanced pages
 _ADDRESS = ((1 << 52) - 1) & ~0xFFF
 KERNEL_MAP = 0xFFFFFFFF80000000  # __START_KERNEL_map
@@ -29,6 +29,7 @@ class X86Paging(Paging):
     def __init__(self, levels: int, encryption: int = 0, *, inverted: bool = True) -> None:
         super().__init__(12, 12 + 9 * levels)
         self.user_end = 1 << 11 + 9 * levels
+        self.bottom = (1 << 64) - self.user_end
         self._mask = _ADDRESS & ~encryption
         self._inverted = inverted
 
@@ -38,18 +39,22 @@ class X86Paging(Paging):
 
     def table(self, entry: int, level: int) -> int | None:
         """See :class:`Paging`."""
-        if not entry & _PRESENT or (level <= 3 and entry & _HUGE):
+        if not entry & PRESENT or (level <= 3 and entry & _HUGE):
             return None
         return entry & self._mask
 
     def frame(self, entry: int, level: int) -> int | None:
         """See :class:`Paging`."""
-        if not entry & _PRESENT:
+        if not entry & PRESENT:
             seeming = _PROTNONE if level == 1 else _PROTNONE | _HUGE
             if not entry & seeming or level > 3 or (level > 1 and not entry & _HUGE):
                 return None
             entry = ~entry if self._inverted else entry
         return entry & self._mask & -(1 << self.shift(level))
+
+    def allows(self, entry: int, level: int) -> int:
+        """See :class:`Paging`."""
+        return READ | (WRITE if entry & _WRITABLE else 0) | (0 if entry & _NO_EXECUTE else EXECUTE)
 
 
 def of_kernel(info: VmcoreInfo, _page_size: int) -> tuple[Paging, int] | None:

@@ -1,6 +1,6 @@
-"""A walk over everything that page tables map in the kernel's half of the address space: x86-64, 4 or 5 levels.
+"""A walk over everything that page tables map in the kernel's half of the address space.
 
-Source: Intel SDM volume 3, chapter 4 (entries, and how their bits combine over the levels). The tables are hostile:
+What entries mean, and how their bits combine over the levels, is the architecture's. The tables are hostile:
 docs/adr/0007-page-walk.md says what bounds the walk, and what is listed.
 """
 
@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images.linux.pagetable import EXECUTE, PRESENT, READ, WRITE, Paging
 
-READ, WRITE, EXECUTE = 1, 2, 4
-_PRESENT, _WRITABLE, _HUGE, _NO_EXECUTE = 1, 1 << 1, 1 << 7, 1 << 63
-_ADDRESS = ((1 << 52) - 1) & ~0xFFF
-_TABLES = 1 << 7  # tables kept unpacked, 20 kB each
+_ENTRIES = 1 << 16  # of tables kept unpacked, 40 bytes each
 _BARREN = 1 << 16  # tables remembered to map nothing
-_PATIENCE = 1 << 18  # tables in a row that map nothing: 1 GiB of them
+_PATIENCE = 1 << 18  # tables of 4 KiB in a row that map nothing: 1 GiB of them
 
 Table = tuple[int, ...]
 
@@ -38,28 +36,20 @@ class PageWalk:
 
     :param read: reads physical memory; raises KvmError.
     :param root: the physical address of the top-level table.
-    :param levels: 4 or 5.
-    :param encryption: AMD's sme_mask, a bit of entries that is no address.
     :ivar failure: why the first table that could not be read could not; its address is the first virtual one below it.
     :ivar skipped: how many tables could not be read.
     """
 
-    def __init__(self, read: Callable[[int, int], bytes], root: int, levels: int, encryption: int = 0) -> None:
-        self._read = read
-        self._mask = _ADDRESS & ~encryption
-        self._root = root & self._mask
-        self.levels = levels
+    def __init__(self, read: Callable[[int, int], bytes], root: int, paging: Paging) -> None:
+        self._read, self._root, self.paging = read, root & -paging.page_size, paging
+        self._kept = max(_ENTRIES // paging.entries, 1)
+        self._patience = _PATIENCE * 4096 // paging.page_size
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._barren: set[tuple[int, int]] = set()
         self._fruitless = 0
         self._found = 0
         self.skipped = 0
         self.failure: KvmError | None = None
-
-    @property
-    def bottom(self) -> int:
-        """The lowest virtual address of the kernel's half."""
-        return (1 << 64) - (1 << 11 + 9 * self.levels)
 
     def mappings(self, start: int = 0) -> Iterator[Mapping]:
         """List what is mapped from the page that holds ``start`` on, ascending, an entry of a last table each.
@@ -68,23 +58,25 @@ class PageWalk:
 
         :raises KvmError: CORRUPT_DATA where tables map nothing for too long.
         """
-        base = (1 << 64) - (1 << 12 + 9 * self.levels)
-        return self._below(self._root, self.levels, base, max(start, self.bottom), READ | WRITE | EXECUTE)
+        levels = self.paging.levels
+        first = max(start, self.paging.bottom)
+        return self._below(self._root, levels, self.paging.base, first, READ | WRITE | EXECUTE)
 
     def physical(self, virtual: int) -> int | None:
         """Translate an address of the kernel's half; None if it isn't mapped, or a table can't be read."""
-        table = self._root
-        for level in range(self.levels, 0, -1):
-            shift = 3 + 9 * level
+        table, paging = self._root, self.paging
+        for level in range(paging.levels, 0, -1):
             try:
-                entry = self._entries(table)[virtual >> shift & 511]
+                entry = self._entries(table)[paging.index(virtual, level)]
             except KvmError:
                 return None
-            if not entry & _PRESENT:
+            if not entry & PRESENT:
                 return None
-            if level == 1 or (level <= 3 and entry & _HUGE):
-                return (entry & self._mask & -(1 << shift)) + (virtual & (1 << shift) - 1)
-            table = entry & self._mask
+            lower = paging.table(entry, level) if level > 1 else None
+            if lower is None:
+                frame = paging.frame(entry, level)
+                return None if frame is None else frame + (virtual & (1 << paging.shift(level)) - 1)
+            table = lower
         return None
 
     def _below(self, table: int, level: int, base: int, start: int, allowed: int) -> Iterator[Mapping]:
@@ -92,40 +84,42 @@ class PageWalk:
         entries = self._visit(table, base)
         if entries is None:
             return
-        shift = 3 + 9 * level
+        paging, shift = self.paging, self.paging.shift(level)
         first, found, skipped = max(start - base, 0) >> shift, self._found, self.skipped
-        for index in range(first, 512):
+        for index in range(first, paging.count(level)):
             entry = entries[index]
-            if not entry & _PRESENT:
+            if not entry & PRESENT:
                 continue
-            at = base + (index << shift)
-            protection = allowed & ~((0 if entry & _WRITABLE else WRITE) | (EXECUTE if entry & _NO_EXECUTE else 0))
-            if level == 1 or (level <= 3 and entry & _HUGE):
+            at, protection = base + (index << shift), allowed & paging.allows(entry, level)
+            lower = paging.table(entry, level) if level > 1 else None
+            leaf = paging.frame(entry, level) if lower is None else None
+            if leaf is not None:
                 self._found, self._fruitless = self._found + 1, 0
-                yield Mapping(at, entry & self._mask & -(1 << shift), 1 << shift, protection)
-            elif (level - 1, entry & self._mask) not in self._barren:
-                yield from self._below(entry & self._mask, level - 1, at, start, protection)
+                yield Mapping(at, leaf, 1 << shift, protection)
+            elif lower is not None and (level - 1, lower) not in self._barren:
+                yield from self._below(lower, level - 1, at, start, protection)
         if first == 0 and (found, skipped) == (self._found, self.skipped) and len(self._barren) < _BARREN:
             self._barren.add((level, table))
 
     def _visit(self, table: int, base: int) -> Table | None:
         self._fruitless += 1
-        if self._fruitless > _PATIENCE:
+        if self._fruitless > self._patience:
             raise error(Reason.CORRUPT_DATA, "the kernel's page tables map nothing, without end", address=base)
         try:
             return self._entries(table)
         except KvmError as e:
             self.skipped += 1
             words = {key: value for key, value in e.metadata.items() if key not in ("address", "readable")}
-            address = max(base, self.bottom)
+            address = max(base, self.paging.bottom)
             self.failure = self.failure or error(e.reason, e.message, address=address, **words)
             return None
 
     def _entries(self, table: int) -> Table:
         found = self._tables.get(table)
         if found is None:
-            found = struct.unpack("<512Q", self._read(table, 4096))
-            if len(self._tables) >= _TABLES:
+            count = self.paging.entries
+            found = struct.unpack(f"<{count}Q", self._read(table, 8 * count))
+            if len(self._tables) >= self._kept:
                 self._tables.popitem(last=False)
             self._tables[table] = found
         else:

@@ -44,7 +44,7 @@ def test_reads_are_exact(dump: Any) -> None:
 def test_physical_and_virtual_reads_agree(dump: Any) -> None:
     kernel = dump.image.kernel
     banner = dump.truth["kallsyms"]["linux_banner"]
-    place = kernel.memory.tables.translate(kernel.memory._root, banner)
+    place = kernel.memory.tables.translate(kernel.memory.root, banner)
     assert dump.image.read(place.physical, 64, PHYSICAL) == dump.image.read(banner, 64, KERNEL)
     assert kernel.memory.tables.paging.levels == (5 if dump.name.startswith("la57") else 4)
 
@@ -133,7 +133,7 @@ def test_user_pages_lie_where_the_guest_said(dump: Any) -> None:
     assert memory.tables is not None
     seen = 0
     for page in dump.truth["pages"]:
-        root = memory.tables.translate(memory._root, mm_root(dump, page["pid"])).physical
+        root = memory.tables.translate(memory.root, mm_root(dump, page["pid"])).physical
         if page["present"] and page["paddr"]:
             assert memory.tables.translate(root, page["vaddr"]).physical == page["paddr"]
             seen += 1
@@ -150,7 +150,7 @@ def test_a_page_that_does_not_decompress_is_corrupt(from_bytes: Any) -> None:
     path, truth = fixture("micro/zlib")
     banner = truth["kallsyms"]["linux_banner"]
     whole = from_bytes(path.read_bytes())
-    page = whole.kernel.memory.tables.translate(whole.kernel.memory._root, banner).physical & -PAGE
+    page = whole.kernel.memory.tables.translate(whole.kernel.memory.root, banner).physical & -PAGE
     offset, size = whole.kernel.dump.layout._descriptor(page // PAGE)
     data = bytearray(path.read_bytes())
     data[offset : offset + size] = b"\xff" * size

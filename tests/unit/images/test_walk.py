@@ -23,6 +23,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files
 from kvmd.images.linux import walk as walk_module
 from kvmd.images.linux.image import LinuxImage
+from kvmd.images.linux.paging_x86 import X86Paging
 from kvmd.images.linux.walk import Mapping, PageWalk
 from kvmd.v1 import memory_pb2 as pb
 
@@ -50,7 +51,7 @@ class Ram:
 
 
 def made(tables: Tables, levels: int = 4, encryption: int = 0) -> PageWalk:
-    return PageWalk(Ram(tables).read, 0x1000, levels, encryption)
+    return PageWalk(Ram(tables).read, 0x1000, X86Paging(levels, encryption))
 
 
 def naive(tables: Tables, levels: int) -> list[Mapping]:
@@ -168,7 +169,7 @@ def test_tables_that_point_to_themselves_stream(levels: int) -> None:
     assert time.perf_counter() - began < 20
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert [m.virtual for m in first] == [walk.bottom + PAGE * i for i in range(20_000)]
+    assert [m.virtual for m in first] == [walk.paging.bottom + PAGE * i for i in range(20_000)]
     assert peak < 64 << 20
 
 
@@ -176,7 +177,7 @@ def test_one_zero_page_over_and_over_streams_in_bounded_memory() -> None:
     """KASAN's early shadow: the same tables map the same page for terabytes."""
     tables: Tables = {at: dict.fromkeys(range(512), (at + 0x1000) | PRESENT) for at in (0x1000, 0x2000, 0x3000, 0x4000)}
     ram = Ram(tables)
-    walk = PageWalk(ram.read, 0x1000, 4)
+    walk = PageWalk(ram.read, 0x1000, X86Paging(4))
     for mapping in itertools.islice(walk.mappings(), 150_000):
         assert mapping.physical == 0x5000
     assert ram.reads == 4
@@ -188,7 +189,7 @@ def test_a_maze_without_a_page_ends_at_once(levels: int) -> None:
     tables: Tables = {0x1000 * n: dict.fromkeys(range(512), 0x1000 * (n + 1) | PRESENT) for n in range(1, levels)}
     tables[0x1000 * levels] = {}
     ram = Ram(tables)
-    walk = PageWalk(ram.read, 0x1000, levels)
+    walk = PageWalk(ram.read, 0x1000, X86Paging(levels))
     assert list(walk.mappings()) == []
     assert ram.reads == levels
 
@@ -203,12 +204,12 @@ def test_an_endless_maze_of_different_tables_is_given_up(monkeypatch: pytest.Mon
             return bytes(length)
         return struct.pack("<512Q", *((address + 1 << 21 | i << 12 | PRESENT) & (1 << 52) - 1 for i in range(512)))
 
-    walk = PageWalk(maze, 0x1000, 4)
+    walk = PageWalk(maze, 0x1000, X86Paging(4))
     with pytest.raises(KvmError) as caught:
         list(walk.mappings())
     assert caught.value.reason is Reason.CORRUPT_DATA
     assert caught.value.address is not None
-    assert caught.value.address >= walk.bottom
+    assert caught.value.address >= walk.paging.bottom
 
 
 def test_a_start_does_not_walk_what_lies_before() -> None:
@@ -216,7 +217,7 @@ def test_a_start_does_not_walk_what_lies_before() -> None:
     tables[0x1000][511] = 0x6000 | PRESENT
     tables[0x6000] = {0: 0x3000 | PRESENT}
     ram = Ram({at: entries for at, entries in tables.items() if at != 0x2000})
-    walk = PageWalk(ram.read, 0x1000, 4)
+    walk = PageWalk(ram.read, 0x1000, X86Paging(4))
     (mapping,) = walk.mappings(0xFFFF_FF80_0000_0000)
     assert mapping.virtual == 0xFFFF_FF80_0000_0000
     assert (ram.reads, walk.skipped) == (4, 0)
