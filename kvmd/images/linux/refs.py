@@ -24,32 +24,21 @@ def _signed(value: int, bits: int) -> int:
 
 
 def arm64(code: bytes, address: int) -> set[int]:
-    """What ADRP and an ADD, load or store after it mean; a register keeps its page until it gets another.
-
-    A sum that is added to again at once is an anchor, from which the compiler reaches several variables: no reference.
-    """
+    """What ADRP and an ADD, load or store after it mean; a register keeps its page or sum until it gets another."""
     found: set[int] = set()
     known: dict[int, int] = {}  # by register
-    fresh: dict[int, int] = {}  # what nothing has used yet
     for at, (word,) in enumerate(struct.iter_unpack("<I", code[: len(code) & -4])):
-        target, source, third = word & 31, word >> 5 & 31, word >> 16 & 31
+        target, source = word & 31, word >> 5 & 31
         distance = _signed(word >> 29 & 3 | (word >> 5 & 0x7FFFF) << 2, 21)
         if word & 0x9F000000 == 0x90000000:  # ADRP
             known[target] = (address + 4 * at & -4096) + (distance << 12) & _ALL
-            fresh.pop(target, None)
         elif word & 0x9F000000 == 0x10000000:  # ADR
             found.add(address + 4 * at + distance & _ALL)
-        elif word & 0xFF800000 == 0x91000000 and source in known:  # ADD, immediate
-            value = known[source] + ((word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)) & _ALL
-            if target == source and source in fresh:
-                found.discard(fresh[source])
-            known[target] = fresh[target] = value
-            found.add(value)
-        else:
-            if source in known and (offset := _offset(word)) is not None:
-                found.add(known[source] + offset & _ALL)
-            for register in (target, source, third):
-                fresh.pop(register, None)
+        elif source in known and word & 0xFF800000 == 0x91000000:  # ADD, immediate
+            known[target] = known[source] + ((word >> 10 & 0xFFF) << (12 if word >> 22 & 1 else 0)) & _ALL
+            found.add(known[target])
+        elif source in known and (offset := _offset(word)) is not None:
+            found.add(known[source] + offset & _ALL)
     return found
 
 

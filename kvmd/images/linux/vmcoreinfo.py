@@ -50,6 +50,10 @@ class VmcoreInfo:
         """The value of an OFFSET() line."""
         return self._int(f"OFFSET({name})", 10)
 
+    def length(self, name: str) -> int | None:
+        """The value of a LENGTH() line."""
+        return self._int(f"LENGTH({name})", 10)
+
     @property
     def page_size(self) -> int:
         """The size of a page in bytes; 4096 if it makes no sense."""

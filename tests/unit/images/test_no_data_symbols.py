@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import random
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -274,3 +276,65 @@ def test_other_dumps_are_not_searched(qemu: Opened) -> None:
     assert qemu.image.kernel.written("init_task") is not None
     assert not qemu.image.symbols(["modules", "no_such_symbol"])[0].found
     assert "_objects" not in qemu.image.kernel.__dict__ or qemu.image.kernel._objects("avenrun") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("linux_banner", 512), ("init_mm", None), ("shmem_aops", None), ("mem_section", 8)]
+)
+def test_two_that_pass_are_an_error(
+    case: Case, memory: Mutable, from_bytes: Bytes, name: str, size: int | None
+) -> None:
+    if name not in case.dwarf["objects"]:  # without CONFIG_SHMEM
+        assert not case.image.symbols([name])[0].found
+        return
+    types = {"init_mm": "mm_struct", "shmem_aops": "address_space_operations"}
+    if size is None:
+        size = drgn.sizeof(case.kernel.prog.type(f"struct {types[name]}"))
+    at = room(case)
+    memory.kernel(at, case.kernel.memory.kernel(value(case, name), size))
+    e = refused(from_bytes(bytes(memory.data)), Reason.AMBIGUOUS, lambda image: image.symbols([name]))
+    assert e.metadata["symbol"] == name
+    assert f"{at:#x}" in e.message
+    assert "execfile" in e.message
+
+
+@pytest.mark.parametrize("mask", [0, 5])
+def test_possible_cpus_are_those_with_runqueues(
+    case: Case, memory: Mutable, from_bytes: Bytes, mask: int
+) -> None:
+    memory.word(value(case, "__cpu_possible_mask"), mask)
+    image = from_bytes(bytes(memory.data))
+    names = ["__cpu_possible_mask", "__cpu_online_mask", "nr_cpu_ids", "__per_cpu_offset", "runqueues"]
+    assert not any(symbol.found for symbol in image.symbols(names))
+    refused(image, Reason.NO_SYMBOLS, lambda image: image.cpus())
+
+
+@pytest.mark.parametrize("member", ["cpu", "idle"])
+def test_a_runqueue_that_is_another_cpus(case: Case, memory: Mutable, from_bytes: Bytes, member: str) -> None:
+    table = case.kernel.memory.kernel(value(case, "__per_cpu_offset"), 8)
+    queue = value(case, "runqueues") + int.from_bytes(table, "little") & (1 << 64) - 1
+    memory.word(queue + offset(case, "rq", member), 7, 4)
+    assert not from_bytes(bytes(memory.data)).symbols(["runqueues"])[0].found
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_torn_data_ends_with_an_answer_soon(case: Case, memory: Mutable, from_bytes: Bytes, seed: int) -> None:
+    """Random words all over the kernel's data: what is found lies where it lay, as far as it can be proved."""
+    rng = random.Random(seed)
+    assert case.kernel.image is not None
+    end = case.kernel.address("_etext")
+    for _ in range(4000):
+        run = rng.choice(case.kernel.image.runs)
+        with suppress(KvmError, AssertionError):  # where the dump holds nothing
+            at = rng.randrange(max(run.start, end), run.stop, 8)
+            memory.word(at, rng.choice([0, 1, at, rng.getrandbits(64), value(case, "init_task")]))
+    started, image = time.monotonic(), from_bytes(bytes(memory.data))
+    strong = "init_task", "init_mm", "linux_banner", "runqueues", "init_net", "__cpu_possible_mask"
+    for name in case.dwarf["objects"]:
+        try:
+            (symbol,) = image.symbols([name])
+        except KvmError as e:
+            assert e.reason in (Reason.AMBIGUOUS, Reason.NO_TYPES, Reason.CORRUPT_DATA)
+        else:
+            assert not symbol.found or name not in strong or symbol.value == value(case, name)
+    assert time.monotonic() - started < 20

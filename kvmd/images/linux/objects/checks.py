@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from drgn import sizeof
+
 from kvmd.images.linux.objects.probe import Probe
 from kvmd.images.linux.symbols import KERNEL
 
@@ -17,7 +19,9 @@ _TASK, _NET = "struct task_struct", "struct net"
 _UTS_FIELD = 65  # __NEW_UTS_LEN + 1
 _MAX_SWAPFILES = 32
 _SPACE_PAGES = 1 << 14  # SWAP_ADDRESS_SPACE_PAGES (mm/swap.h)
-_ROWS = 128  # of ORC, that are looked at
+_ROWS, _MOST_ROWS = 128, 1 << 24  # of ORC, that are looked at
+_ORC_REGISTERS = 9  # ORC_REG_SP_INDIRECT, the highest in use
+_ROOTS = 2048  # of sections, that are looked at
 _LONGEST_BOOT = 1 << 40  # jiffies
 
 
@@ -86,23 +90,25 @@ def init_pid_ns(probe: Probe, at: int) -> bool:
     return top and probe.member(_TASK, "pid", reaper) == 1
 
 
-def mask(probe: Probe, at: int) -> bool:
-    """kernel/cpu.c: a mask of CPUs that are possible, with the boot CPU (0 on all architectures here) in it."""
-    bits = probe.word(at)
-    if not bits & 1 or at % 8:
-        return False
-    return at == probe.address("__cpu_possible_mask") or not bits & ~probe.word(probe.address("__cpu_possible_mask"))
-
-
 def possible_mask(probe: Probe, at: int) -> bool:
-    """kernel/cpu.c: as above; whatever is possible is a row of ones on all but a few machines."""
-    return at % 8 == 0 and bool(probe.word(at) & 1)
+    """kernel/cpu.c: the CPUs that have per-CPU variables."""
+    return at % 8 == 0 and probe.word(at) in probe.cpus()
+
+
+def mask(probe: Probe, at: int) -> bool:
+    """kernel/cpu.c: a mask of CPUs that are possible, too, with the boot CPU in it."""
+    bits = _bits(probe, at)
+    return at % 8 == 0 and bool(bits & 1) and not bits & ~_bits(probe, probe.address("__cpu_possible_mask"))
+
+
+def _bits(probe: Probe, at: int) -> int:
+    return probe.word(at, sizeof(probe.kernel.prog.type("struct cpumask")))
 
 
 def nr_cpu_ids(probe: Probe, at: int) -> bool:
     """kernel/smp.c: one more than the highest possible CPU."""
     number = probe.word(at, 4)
-    if not 0 < number <= 1 << 13:
+    if at % 4 or not 0 < number <= 1 << 13:
         return False
     words = probe.words(probe.address("__cpu_possible_mask"), -(-number // 64))
     return sum(word << 64 * i for i, word in enumerate(words)).bit_length() == number
@@ -110,7 +116,7 @@ def nr_cpu_ids(probe: Probe, at: int) -> bool:
 
 def taints(probe: Probe, at: int) -> bool:
     """kernel/panic.c: bits, of which there are 20 or so."""
-    return probe.word(at) < 1 << 24
+    return at % 8 == 0 and probe.word(at) < 1 << 24
 
 
 def loads(probe: Probe, at: int) -> bool:
@@ -125,7 +131,7 @@ def jiffies(probe: Probe, at: int) -> bool:
 
 def flag(probe: Probe, at: int) -> bool:
     """A number that is 0 or 1."""
-    return probe.word(at, 4) <= 1
+    return at % 4 == 0 and probe.word(at, 4) <= 1
 
 
 def pages(probe: Probe, at: int) -> bool:
@@ -135,7 +141,23 @@ def pages(probe: Probe, at: int) -> bool:
 
 def clocks(probe: Probe, at: int) -> bool:
     """kernel/time/timekeeping.c: a sequence counter, then a struct timekeeper that reads one named clock."""
+    if probe.has("struct tk_data"):
+        return False
     keeper = at + 8  # seqcount_raw_spinlock_t has 4 bytes, or 8 and more where locks are debugged
+    return _reads_a_clock(probe, keeper)
+
+
+def clocks_since_6_13(probe: Probe, at: int) -> bool:
+    """The same: an array of struct tk_data, one for each clock that there is."""
+    return _reads_a_clock(
+        probe,
+        at
+        + probe.offset("struct tk_data", "timekeeper.tkr_mono.clock")
+        - probe.offset("struct timekeeper", "tkr_mono.clock"),
+    )
+
+
+def _reads_a_clock(probe: Probe, keeper: int) -> bool:
     clock = probe.member("struct timekeeper", "tkr_mono.clock", keeper)
     same = clock == probe.member("struct timekeeper", "tkr_raw.clock", keeper)
     return same and bool(probe.text(probe.member("struct clocksource", "name", clock)))
@@ -159,7 +181,7 @@ def nr_swapfiles(probe: Probe, at: int) -> bool:
     """mm/swapfile.c: how many of them there are."""
     count = probe.word(at, 4)
     words = probe.words(probe.address("swap_info"), _MAX_SWAPFILES - 8)
-    return count <= len(words) and all(words[:count]) and not any(words[count:])
+    return at % 4 == 0 and count <= len(words) and all(words[:count]) and not any(words[count:])
 
 
 def nr_spaces(probe: Probe, at: int) -> bool:
@@ -177,8 +199,10 @@ def spaces(probe: Probe, at: int) -> bool:
 
 
 def crash_notes(probe: Probe, at: int) -> bool:
-    """kernel/crash_core.c: a per-CPU pointer, the same distance from where each CPU has its own."""
+    """kernel/crash_core.c: a per-CPU pointer to what is aligned by its size, 336 bytes or more, rounded up."""
     place = probe.word(at)
+    if at % 8 or place % 512:
+        return False
     numbers = (bit for bit in range(64) if probe.word(probe.address("__cpu_possible_mask")) >> bit & 1)
     table = probe.address("__per_cpu_offset")
     heads = [probe.words(place + probe.word(table + 8 * cpu), 2) for cpu in numbers]
@@ -199,6 +223,19 @@ def command_line(probe: Probe, at: int) -> bool:
 def memory_map(probe: Probe, at: int) -> bool:
     """kernel/resource.c: the root of the tree of resources in memory."""
     return probe.text(probe.member("struct resource", "name", at)) == b"PCI mem"
+
+
+def shmem_operations(probe: Probe, at: int) -> bool:
+    """mm/shmem.c: its operations on pages begin and end a write."""
+    tag, end = "struct address_space_operations", probe.address("shmem_write_end")
+    return bool(at % 8 == 0 and probe.member(tag, "write_end", at) == end)
+
+
+def sections(probe: Probe, at: int) -> bool:
+    """mm/sparse.c: a pointer to pointers to sections, as many as VMCOREINFO tells; memory lies in one at least."""
+    count = probe.kernel.info.length("mem_section") or 1
+    roots = [root for root in probe.words(probe.word(at), min(max(count, 1), _ROOTS)) if root]
+    return at % 8 == 0 and bool(roots) and all(root >= KERNEL and root % 8 == 0 for root in roots)
 
 
 def direct_map(probe: Probe, at: int) -> bool:
@@ -223,18 +260,30 @@ def orc_starts(probe: Probe, at: int) -> bool:
     return abs(places[0] - probe.address("_stext")) < 1 << 16 and all(a <= b for a, b in pairwise(places))
 
 
+def orc_end(probe: Probe) -> int:
+    """Where the same table ends: with the last place in order; the rows that follow are small numbers."""
+    at, last = probe.address("__start_orc_unwind_ip"), 0
+    for _ in range(_MOST_ROWS // _ROWS):
+        for place in _places(probe, at):
+            if place < last:
+                return at
+            at, last = at + 4, place
+    raise probe.wrong(at)
+
+
 def orc_stops(probe: Probe, at: int) -> bool:
-    """The same table's end: the last places are all code, of what is freed after boot."""
-    places = _places(probe, at - 4 * _ROWS)
-    # Beside .init.text, .exit.text and the replacements of instructions that CPUs have better ones for.
-    low, high = probe.address("_sinittext"), probe.address("_einittext") + (1 << 21)
-    ascend = all(a <= b for a, b in pairwise(places)) and all(low <= place < high for place in places)
-    return ascend and at % 4 == 0 and at > probe.address("__start_orc_unwind_ip")
+    """The last places are code that is freed after boot, or stands in for other code."""
+    last = _places(probe, at - 4 * _ROWS)[-1]
+    return probe.address("_sinittext") <= last < probe.address("_einittext") + (1 << 22)
+
+
+def orc_rows(probe: Probe, at: int) -> bool:
+    """Of 6 bytes each, the fifth of which are two numbers of registers (arch/x86/include/asm/orc_types.h)."""
+    rows = probe.kernel.memory.kernel(at, 6 * _ROWS)
+    return at % 2 == 0 and all(byte & 15 <= _ORC_REGISTERS and byte >> 4 <= _ORC_REGISTERS for byte in rows[4::6])
 
 
 def _places(probe: Probe, at: int) -> list[int]:
     words = probe.words(at, _ROWS // 2)
     distances = [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)]
-    if not all(distances):
-        raise probe.wrong(at)
     return [at + 4 * i + ((distance ^ 1 << 31) - (1 << 31)) for i, distance in enumerate(distances)]

@@ -16,6 +16,7 @@ from kvmd.v1 import symbol_pb2
 
 _LONGEST = 1 << 14  # bytes of a function
 _CANDIDATES = 1 << 12
+_SUFFIXES = ("", ".part.0", ".isra.0", ".constprop.0")  # of what the compiler made of a function
 _RUNQUEUES = ("idle_cpu", "available_idle_cpu", "task_curr", "idle_task")
 _OFFSETS = ("idle_task", "task_curr", "nr_iowait_cpu")
 
@@ -28,11 +29,12 @@ class Objects:
 
     def __init__(self, kernel: Any, image: KernelImage) -> None:
         self._kernel, self._image = kernel, image
-        self._probe = Probe(kernel, image)
+        self._probe = Probe(kernel, image, self._cpus)
         self._decode = DECODERS.get(kernel.dump.architecture)
         self._known: dict[str, Found | None] = {}
         self._busy: set[str] = set()
         self._references: dict[str, set[int] | None] = {}
+        self._queues: dict[int, dict[int, int]] = {}
 
     def __call__(self, name: str) -> Found | None:
         """Find an object or a per-CPU variable; None if it isn't there or can't be told.
@@ -52,7 +54,7 @@ class Objects:
 
     def _find(self, name: str) -> Found | None:
         if name == "__per_cpu_offset":
-            return self._only(name, self._candidates(_OFFSETS), lambda at: bool(self._bases(at)), 8, by_code=True)
+            return self._only(name, self._tables(), lambda at: bool(self._bases(at)), 8, by_code=True)
         known = OBJECTS.get(name)
         if known is not None:
             by_code = isinstance(known.origin, Code)
@@ -89,7 +91,7 @@ class Objects:
         """Where to look for an object."""
         origin = known.origin
         if isinstance(origin, Code):
-            return self._candidates(origin.functions, origin.without)
+            return self._candidates(origin)
         try:
             if isinstance(origin, Derived):
                 return {origin.address(self._probe)}
@@ -106,24 +108,31 @@ class Objects:
             _none(e)
             return set()
 
-    def _candidates(self, functions: tuple[str, ...], without: tuple[str, ...] = ()) -> set[int]:
-        """What all of these functions refer to, and none of the others."""
-        referred = [found for name in functions if (found := self._of(name)) is not None]
+    def _candidates(self, origin: Code) -> set[int]:
+        """What all of its functions refer to, and none of the others."""
+        referred = [found for name in origin.functions if (found := self._of(name)) is not None]
         if not referred:
             return set()
-        others = (found for name in without if (found := self._of(name)) is not None)
-        candidates = set.intersection(*referred).difference(*others)
-        return {at for at in candidates if self._image.holds(at)}
+        others = (found for name in origin.without if (found := self._of(name)) is not None)
+        common = set.intersection(*referred)
+        whole = {at for at in common if all(at + offset in common for offset in origin.also)}
+        candidates = whole.difference(*others)
+        return {at for at in candidates if self._image.holds(at) and not self._probe.code(at)}
 
-    def _of(self, function: str) -> set[int] | None:
-        """What a function refers to; None if the kernel doesn't have it."""
-        if function not in self._references:
-            self._references[function] = self._read(function)
-        return self._references[function]
+    def _of(self, functions: str) -> set[int] | None:
+        """What functions, joined by ``|``, refer to; None if the kernel has none of them."""
+        found: list[set[int]] = []
+        for name in functions.split("|"):
+            if name not in self._references:
+                self._references[name] = self._read(name)
+            if (references := self._references[name]) is not None:
+                found.append(references)
+        return set().union(*found) if found else None
 
     def _read(self, function: str) -> set[int] | None:
-        found = self._kernel.written(function)
-        if found is None or not found.size or self._decode is None:
+        written = (self._kernel.written(function + suffix) for suffix in _SUFFIXES)
+        found = next((one for one in written if one is not None and one.size), None)
+        if found is None or self._decode is None:
             return None
         try:
             code = self._kernel.memory.kernel(found.value, min(found.size, _LONGEST))
@@ -137,11 +146,24 @@ class Objects:
         btf = self._kernel.btf
         return percpu.variables(btf) if btf is not None else {}
 
+    def _tables(self) -> set[int]:
+        return self._candidates(Code(_OFFSETS))
+
+    def _cpus(self) -> set[int]:
+        """The sets of CPUs, as bits, that have runqueues by one of what could be __per_cpu_offset."""
+        return {cpus for table in self._tables() for cpus in self._queues_by(table).values()}
+
     def _bases(self, table: int) -> list[int]:
-        queues = self._variables.get("runqueues")
-        if queues is None:
-            return []
-        return percpu.bases(self._probe, table, queues[0], self._any_of(_RUNQUEUES))
+        possible = self._probe.word(self._probe.address("__cpu_possible_mask"))
+        return [base for base, cpus in self._queues_by(table).items() if cpus == possible]
+
+    def _queues_by(self, table: int) -> dict[int, int]:
+        variable = self._variables.get("runqueues")
+        if variable is None:
+            return {}
+        if table not in self._queues:
+            self._queues[table] = percpu.queues(self._probe, table, variable[0], self._any_of(_RUNQUEUES))
+        return self._queues[table]
 
     def _any_of(self, functions: tuple[str, ...]) -> set[int]:
         return {at for name in functions for at in self._of(name) or ()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.btf import Btf, Kind
 from kvmd.images.linux.objects.probe import Probe
+from kvmd.images.linux.symbols import KERNEL
 
 _SECTION = ".data..percpu"
 _CPUS = 64  # of which the check looks at
@@ -31,29 +32,35 @@ def variables(btf: Btf) -> dict[str, Variable]:
     return found
 
 
-def bases(probe: Probe, table: int, runqueues: int, references: set[int]) -> list[int]:
-    """Where the section can begin, if ``table`` is __per_cpu_offset: each CPU's runqueue must then know its number.
+def queues(probe: Probe, table: int, runqueues: int, references: set[int]) -> dict[int, int]:
+    """Where the section can begin, if ``table`` is __per_cpu_offset, and which CPUs, as bits, have a runqueue then.
 
     :param runqueues: where in the section ``runqueues`` lies.
     :param references: what code refers to that uses it.
     """
-    candidates = {0} | {reference - runqueues & _ALL for reference in references}
-    return [base for base in sorted(candidates) if _fits(probe, table, base + runqueues)]
-
-
-def _fits(probe: Probe, table: int, runqueues: int) -> bool:
     try:
-        mask = probe.word(probe.address("__cpu_possible_mask"))
-        for cpu in (bit for bit in range(_CPUS) if mask >> bit & 1):
-            queue = runqueues + probe.word(table + 8 * cpu) & _ALL
-            idle = probe.member("struct rq", "idle", queue)
-            if probe.member("struct rq", "cpu", queue) != cpu or (cpu == 0) != (idle == probe.address("init_task")):
-                return False
+        offsets = probe.words(table, _CPUS)
+    except KvmError:
+        return {}
+    found: dict[int, int] = {}
+    for base in sorted({0} | {reference - runqueues & _ALL for reference in references}):
+        at = base + runqueues
+        if _is_queue(probe, at + offsets[0] & _ALL, 0):
+            found[base] = sum(1 << cpu for cpu in range(_CPUS) if _is_queue(probe, at + offsets[cpu] & _ALL, cpu))
+    return found
+
+
+def _is_queue(probe: Probe, at: int, cpu: int) -> bool:
+    """Whether a CPU's runqueue is here: it knows its number and its idle task, of which init_task is the first."""
+    try:
+        if probe.member("struct rq", "cpu", at) != cpu:
+            return False
+        idle = probe.member("struct rq", "idle", at)
+        return bool(idle >= KERNEL and idle % 8 == 0 and (idle == probe.address("init_task")) == (cpu == 0))
     except KvmError as e:
         if e.reason is Reason.AMBIGUOUS:
             raise
         return False
-    return bool(mask & 1)
 
 
 def base(found: list[int]) -> int:

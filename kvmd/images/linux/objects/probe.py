@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvmd.errors import Reason, error
@@ -19,10 +19,11 @@ class Probe:
     """Looks at one kernel. Everything raises KvmError where it finds no sense, which fails a check.
 
     :ivar kernel: a :class:`~kvmd.images.linux.kernel.Kernel`.
+    :ivar cpus: gives the sets of CPUs, as bits, that can be all there are: those of the first 64 that have runqueues.
     """
 
-    def __init__(self, kernel: Any, image: KernelImage) -> None:
-        self.kernel, self.image = kernel, image
+    def __init__(self, kernel: Any, image: KernelImage, cpus: Callable[[], set[int]]) -> None:
+        self.kernel, self.image, self.cpus = kernel, image, cpus
         self._fields: dict[tuple[str, str], Fields] = {}
 
     def word(self, address: int, size: int = 8) -> int:
@@ -47,6 +48,14 @@ class Probe:
     def offset(self, tag: str, member: str) -> int:
         """Where a member lies."""
         return self._of(tag, member).offsets["it"]
+
+    def has(self, tag: str) -> bool:
+        """Whether the kernel has a type."""
+        try:
+            self.kernel.prog.type(tag)
+        except LookupError:
+            return False
+        return True
 
     def address(self, name: str) -> int:
         """The address of another symbol or object."""

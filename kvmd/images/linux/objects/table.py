@@ -17,10 +17,16 @@ from kvmd.images.linux.objects.probe import Probe
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Look at what all of these functions refer to, as far as the kernel has them; and none of the others."""
+    """Look at what all of these functions refer to, as far as the kernel has them; and none of the others.
+
+    Of functions joined by ``|`` one is enough: for objects that nothing else looks like.
+
+    :ivar also: offsets from the object that they refer to, too.
+    """
 
     functions: tuple[str, ...]
     without: tuple[str, ...] = ()
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +94,15 @@ OBJECTS: dict[str, Object] = {
     "linux_banner": Object(Content(_banner), checks.banner),
     "init_mm": Object(_pointer("swapper_pg_dir", "struct mm_struct", "pgd"), checks.init_mm),
     "shmem_aops": Object(
-        _pointer("shmem_write_begin", "struct address_space_operations", "write_begin"), lambda probe, at: True
+        _pointer("shmem_write_begin", "struct address_space_operations", "write_begin"), checks.shmem_operations
     ),
-    "mem_section": Object(Content(_sections), lambda probe, at: True),
+    "mem_section": Object(Content(_sections), checks.sections),
     "__cpu_possible_mask": Object(_code("init_cpu_possible", without=_MASK), checks.possible_mask),
     "__cpu_present_mask": Object(_code("init_cpu_present", without=_MASK), checks.mask),
     "__cpu_online_mask": Object(_code("init_cpu_online", "smp_call_function"), checks.mask),
     "nr_cpu_ids": Object(_code("get_cpu_device", "tick_handover_do_timer"), checks.nr_cpu_ids, 4),
     "modules": Object(
-        _code("module_kallsyms_lookup_name", "lookup_module_symbol_name", "__is_module_percpu_address"),
+        _code("module_kallsyms_lookup_name", "__is_module_percpu_address"),
         named_list("struct module", "list.next", "module.name", empty=True),
         16,
     ),
@@ -104,21 +110,30 @@ OBJECTS: dict[str, Object] = {
         _code("btf_module_notify"), named_list("struct btf_module", "list.next", "btf_module.module > module.name"), 16
     ),
     "super_blocks": Object(
-        _code("user_get_super", "sget", "sget_fc"),
+        _code("user_get_super|sget|sget_fc"),
         named_list("struct super_block", "s_list.next", "super_block.s_type > file_system_type.*name"),
         16,
     ),
     "slab_caches": Object(
-        _code("slab_start", "slab_next"), named_list("struct kmem_cache", "list.next", "kmem_cache.*name"), 16
+        _code("slab_start|slab_next|kmem_cache_create_usercopy|slab_show"),
+        named_list("struct kmem_cache", "list.next", "kmem_cache.*name"),
+        16,
     ),
-    "net_namespace_list": Object(_code("__rtnl_link_unregister", "register_netdevice_notifier"), checks.net_list, 16),
+    "net_namespace_list": Object(
+        _code("__rtnl_link_unregister|rtnl_link_unregister|register_netdevice_notifier|unregister_netdevice_notifier"),
+        checks.net_list,
+        16,
+    ),
     "init_net": Object(Derived(_first_net), checks.net),
-    "init_pid_ns": Object(_code("put_pid_ns", "reboot_pid_ns"), checks.init_pid_ns),
+    "init_pid_ns": Object(
+        _code("put_pid_ns|reboot_pid_ns|alloc_pid|pidns_get|pidns_get_parent|locks_translate_pid"), checks.init_pid_ns
+    ),
     "tainted_mask": Object(_code("get_taint", "test_taint"), checks.taints),
-    "avenrun": Object(_code("get_avenrun", "calc_global_load"), checks.loads, 24),
+    "avenrun": Object(Code(("get_avenrun", "calc_global_load"), also=(8, 16)), checks.loads, 24),
     "jiffies": Object(_code("do_timer", "acpi_os_get_timer", "blk_abort_request"), checks.jiffies),
     "jiffies_64": Object(Derived(lambda probe: probe.address("jiffies")), checks.jiffies),
     "tk_core": Object(_code("ktime_get", "ktime_get_raw"), checks.clocks, 256),
+    "timekeeper_data": Object(_code("ktime_get", "ktime_get_raw"), checks.clocks_since_6_13, 256),
     "_totalram_pages": Object(_code("si_meminfo", "adjust_managed_page_count", "vm_commit_limit"), checks.pages),
     "swap_info": Object(_code("swp_swap_info", "si_swapinfo"), checks.swap_info, 8),
     "nr_swapfiles": Object(_code("si_swapinfo", "swapcache_free_entries"), checks.nr_swapfiles, 4),
@@ -128,12 +143,16 @@ OBJECTS: dict[str, Object] = {
     "node_data": Object(_code("first_online_pgdat", "inc_node_page_state"), checks.nodes),
     "saved_command_line": Object(_code("cmdline_proc_show"), checks.command_line),
     "iomem_resource": Object(_code("iomem_is_exclusive"), checks.memory_map),
-    "tick_nohz_active": Object(_code("get_cpu_idle_time_us", "get_cpu_iowait_time_us"), checks.flag, 4),
+    # 7.2 has a function for it, and asks it in no other that is left.
+    "tick_nohz_active": Object(
+        _code(*(f"get_cpu_{name}_time_us|tick_nohz_is_active" for name in ("idle", "iowait"))), checks.flag, 4
+    ),
     "page_offset_base": Object(_code("valid_phys_addr_range"), checks.direct_map),
     "vmemmap_base": Object(_code("vmalloc_to_pfn"), checks.page_array),
-    "__start_orc_unwind_ip": Object(_code("unwind_next_frame"), checks.orc_starts, 4),
-    "__stop_orc_unwind_ip": Object(_code("unwind_next_frame"), checks.orc_stops, 4),
+    # The linker script puts it where the table of BUG()s ends.
+    "__start_orc_unwind_ip": Object(_code("orc_find|unwind_next_frame|find_bug"), checks.orc_starts, 4),
+    "__stop_orc_unwind_ip": Object(Derived(checks.orc_end), checks.orc_stops, 4),
     "__start_orc_unwind": Object(
-        Derived(lambda probe: probe.address("__stop_orc_unwind_ip") + 1 & -2), lambda probe, at: True
+        Derived(lambda probe: probe.address("__stop_orc_unwind_ip") + 1 & -2), checks.orc_rows
     ),
 }
