@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.btf import MAGIC
@@ -16,8 +17,8 @@ from kvmd.images.linux.types import Types
 
 _HEADER = struct.Struct("<HBBIIIII")
 _HEAD = struct.pack("<HBBI", MAGIC, 1, 0, _HEADER.size)  # version 1, no flags
-_MOST = 64  # headers that are looked at
-_LEAST = 1 << 16  # bytes; the kernel's is megabytes
+_MOST, _BLOBS = 64, 4  # headers that are looked at, and what is read whole
+_LEAST, _LARGEST = 1 << 16, 1 << 26  # bytes; the kernel's is megabytes
 
 
 def blobs(image: KernelImage, read: Read) -> Iterator[bytes]:
@@ -25,20 +26,22 @@ def blobs(image: KernelImage, read: Read) -> Iterator[bytes]:
 
     :param read: reads kernel memory exactly, at most a chunk.
     """
-    for count, address in enumerate(image.find(_HEAD, 4)):
-        if count >= _MOST:
-            return
+    given = 0
+    for address in islice(image.find(_HEAD, 4), _MOST):
         try:
             *_, types_at, types, strings_at, strings = _HEADER.unpack(read(address, _HEADER.size))
             length = _HEADER.size + strings_at + strings
             # As every compiler and pahole write it: types first, then strings, which begin and end with NUL.
-            if types_at or strings_at != types or length < _LEAST or not image.holds(address, length):
+            if types_at or strings_at != types or not _LEAST <= length <= _LARGEST or not image.holds(address, length):
                 continue
             ends = read(address + _HEADER.size + types, 1) + read(address + length - 1, 1)
             if types % 4 == 0 and ends == b"\0\0":
                 yield in_chunks(read, address, length)
+                given += 1
         except KvmError:
             continue
+        if given >= _BLOBS:
+            return
 
 
 def the_kernels(found: Iterator[bytes], types_of: Callable[[bytes], Types | None]) -> Types | None:

@@ -129,8 +129,8 @@ class PageTables:
             try:
                 entry, level = self.last(root, at)
                 words = self._table(entry, at) if level == 1 else (entry,)
-            except KvmError:
-                words, level = (0,), 1
+            except KvmError:  # nothing is known of all that a last table would map, at least
+                words, level = (0,), 2
             size = 1 << paging.shift(level)
             at &= -size
             for word in words:

@@ -22,6 +22,7 @@ from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.btf import MAGIC
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.objects import probe
 from kvmd.images.linux.symbols import N_DATA, N_EXT
 from kvmd.v1 import process_pb2, stack_pb2
 from kvmd.v1 import symbol_pb2 as pb
@@ -338,3 +339,13 @@ def test_torn_data_ends_with_an_answer_soon(case: Case, memory: Mutable, from_by
         else:
             assert not symbol.found or name not in strong or symbol.value == value(case, name)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("name", ["init_task", "slab_caches", "runqueues"])
+def test_the_search_is_bounded(case: Case, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(probe, "_READS", 10)
+    with opened(case.path) as image:
+        for _ in range(2):  # a failure is remembered
+            e = refused(image, Reason.AMBIGUOUS, lambda image: image.symbols([name]))
+            assert "too many" in e.message
+        assert image.symbols(["schedule"])[0].found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pytest
@@ -145,6 +146,14 @@ def test_blocks_where_none_can_be() -> None:
     with pytest.raises(KvmError) as caught:
         PageTables(ram.read, Arm64Paging(12, 48)).translate(ROOT, 0)
     assert caught.value.reason is Reason.NOT_MAPPED
+
+
+def test_tables_that_cannot_be_read_are_passed_over_whole() -> None:
+    ram = Ram()
+    map_page(ram, 48, 12, 0, Leaf(5 << 30, 30, 1))
+    leaves = PageTables(ram.read, Arm64Paging(12, 48)).leaves(ROOT, 0)
+    assert next(leaves) == (0, 1 << 30, 5 << 30)
+    assert list(islice(leaves, 3)) == [((1 << 30) + i * (2 << 20), 2 << 20, None) for i in range(3)]
 
 
 def test_tables_in_a_circle_end() -> None:

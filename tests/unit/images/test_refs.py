@@ -83,8 +83,9 @@ def test_x86_relative(data: str, end: int, refers: int) -> None:
     assert start + end + refers in x86(b"\x90\x90" + bytes.fromhex(data) + b"\xc3", start - 2)
 
 
-@pytest.mark.parametrize("data", ["48 c7 c7 78 56 34 82", "48 8b 14 c5 78 56 34 82"])  # mov $..., %rdi; mov ...(,%rax,8)
+@pytest.mark.parametrize("data", ["48 c7 c7 78 56 34 82", "48 8b 14 c5 78 56 34 82"])
 def test_x86_absolute(data: str) -> None:
+    """As in mov $-0x7dcba988, %rdi and mov -0x7dcba988(,%rax,8), %rdx."""
     assert 0xFFFF_FFFF_8234_5678 in x86(bytes.fromhex(data), 0xFFFF_FFFF_8100_0000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +32,7 @@ class Objects:
         self._kernel, self._image = kernel, image
         self._probe = Probe(kernel, image, self._cpus)
         self._decode = DECODERS.get(kernel.dump.architecture)
-        self._known: dict[str, Found | None] = {}
+        self._known: dict[str, Found | KvmError | None] = {}
         self._busy: set[str] = set()
         self._references: dict[str, set[int] | None] = {}
         self._queues: dict[int, dict[int, int]] = {}
@@ -41,16 +42,25 @@ class Objects:
 
         :raises KvmError: AMBIGUOUS.
         """
-        if name in self._known:
-            return self._known[name]
-        if name in self._busy:  # its own check asked
-            return None
+        if name not in self._known:
+            if name in self._busy:  # its own check asked
+                return None
+            self._look(name)
+        known = self._known[name]
+        if isinstance(known, KvmError):
+            raise copy(known)
+        return known
+
+    def _look(self, name: str) -> None:
+        if not self._busy:
+            self._probe.start()
         self._busy.add(name)
         try:
-            self._known[name] = found = self._find(name)
+            self._known[name] = self._find(name)
+        except KvmError as e:
+            self._known[name] = e
         finally:
             self._busy.discard(name)
-        return found
 
     def _find(self, name: str) -> Found | None:
         if name == "__per_cpu_offset":
@@ -72,7 +82,9 @@ class Objects:
     def _only(self, name: str, places: set[int], check: Any, size: int, by_code: bool) -> Found | None:
         """The one place that passes."""
         passed: list[int] = []
-        for at in sorted(places)[:_CANDIDATES]:
+        if len(places) > _CANDIDATES:
+            raise self._probe.too_many()
+        for at in sorted(places):
             if passed and at < passed[-1] + size:
                 continue
             try:

@@ -6,12 +6,13 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvmd.errors import Reason, error
+from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kimage import KernelImage
 from kvmd.images.linux.symbols import KERNEL
 
 _MOST = 4096  # entries of a list that are looked at
+_READS = 1 << 18  # in the search for one object; small kernels need a hundredth
 _ALL = (1 << 64) - 1
 
 
@@ -25,13 +26,25 @@ class Probe:
     def __init__(self, kernel: Any, image: KernelImage, cpus: Callable[[], set[int]]) -> None:
         self.kernel, self.image, self.cpus = kernel, image, cpus
         self._fields: dict[tuple[str, str], Fields] = {}
+        self._left = 0
+
+    def start(self) -> None:
+        """Allow as many reads as the search for one object may need."""
+        self._left = _READS
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise self.too_many()
 
     def word(self, address: int, size: int = 8) -> int:
         """An unsigned integer."""
+        self._count()
         return int.from_bytes(self.kernel.memory.kernel(address & _ALL, size), "little")
 
     def words(self, address: int, count: int) -> tuple[int, ...]:
         """Words of 8 bytes."""
+        self._count()
         return struct.unpack(f"<{count}Q", self.kernel.memory.kernel(address & _ALL, 8 * count))
 
     def _of(self, tag: str, member: str) -> Fields:
@@ -43,6 +56,7 @@ class Probe:
 
     def member(self, tag: str, member: str, address: int) -> Any:
         """A member of a struct; its former names follow after ``|``."""
+        self._count()
         return self._of(tag, member)(address)["it"]
 
     def offset(self, tag: str, member: str) -> int:
@@ -91,6 +105,12 @@ class Probe:
     def code(self, address: int) -> bool:
         """Whether an address lies in the kernel's own code."""
         return self.address("_stext") <= address < self.address("_etext")
+
+    @staticmethod
+    def too_many() -> KvmError:
+        """More could be what is looked for than can be looked at: no failed check, but the end of the search."""
+        message = "too many things of the image could be what is looked for"
+        return error(Reason.AMBIGUOUS, f"{message}; name a vmlinux as execfile")
 
     @staticmethod
     def wrong(address: int) -> Exception:
