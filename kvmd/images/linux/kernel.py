@@ -174,9 +174,11 @@ class Kernel:
     def address(self, name: str) -> int:
         """The address of a symbol that must be there.
 
-        :raises KvmError: NO_SYMBOLS.
+        :raises KvmError: NO_SYMBOLS, UNSUPPORTED.
         """
         found = self.builtin(name)
+        if found is None and self.memory.blind:
+            raise self.memory.unsupported()
         if found is None:
             message = f"no address of {name}: the image has no symbol table; name a vmlinux as execfile"
             raise error(Reason.NO_SYMBOLS, message, symbol=name)
@@ -208,7 +210,7 @@ class Kernel:
     def need_types(self) -> None:
         """Load the types, or say why there are none.
 
-        :raises KvmError: NO_TYPES, NO_SYMBOLS, CORRUPT_DATA, or the fault of the pages that hold them.
+        :raises KvmError: NO_TYPES, NO_SYMBOLS, UNSUPPORTED, CORRUPT_DATA, or the fault of the pages that hold them.
         """
         if not (self.execfile and self.execfile.dwarf):
             self._types  # noqa: B018 - a cached property
@@ -242,6 +244,8 @@ class Kernel:
 
     def _btf_in_memory(self) -> bytes:
         start, stop = self.written("__start_BTF"), self.written("__stop_BTF")
+        if self.memory.blind:
+            raise self.memory.unsupported()
         if start is None or stop is None:
             reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
             raise error(reason, "no types can be found in the image; name a vmlinux with DWARF as execfile")

@@ -33,7 +33,10 @@ def in_chunks(read: Read, address: int, length: int) -> bytes:
 
 
 class Memory:
-    """Reads of one kernel. Addresses and lengths are in bytes."""
+    """Reads of one kernel. Addresses and lengths are in bytes.
+
+    :ivar blind: whether no kernel virtual address can be read, as nobody knows the architecture's page tables.
+    """
 
     def __init__(self, dump: Dump) -> None:
         self._prog = dump.prog
@@ -41,6 +44,8 @@ class Memory:
         self._page = dump.layout.page_size
         self._into = dump.into
         self._architecture = dump.architecture
+        # drgn doesn't know them, either; of the running kernel the source translates.
+        self.blind = dump.architecture not in _PAGING and not dump.live
         self.tables: PageTables | None = None
         self.root = 0
         known = _PAGING.get(dump.architecture, _untold)(dump.vmcoreinfo, self._page)
@@ -51,8 +56,8 @@ class Memory:
     def kernel(self, address: int, length: int) -> bytes:
         """Read kernel virtual memory exactly.
 
-        :raises KvmError: NOT_MAPPED, NOT_PRESENT, EXCLUDED, BEYOND_DUMP, SHORT_FILE, CORRUPT_PAGE, with metadata
-            ``address`` (the first byte that can't be read) and ``readable`` (how many bytes before it can).
+        :raises KvmError: NOT_MAPPED, NOT_PRESENT, EXCLUDED, BEYOND_DUMP, SHORT_FILE, CORRUPT_PAGE, UNSUPPORTED, with
+            metadata ``address`` (the first byte that can't be read) and ``readable`` (how many bytes before it can).
         """
         self._check(address, length)
         try:
@@ -123,9 +128,13 @@ class Memory:
         :raises KvmError: UNSUPPORTED where their layout is not known.
         """
         if self.tables is None:
-            name = self._architecture.name
-            raise error(Reason.UNSUPPORTED, f"page tables of this {name} kernel can't be walked", architecture=name)
+            raise self.unsupported()
         return self.tables
+
+    def unsupported(self) -> KvmError:
+        """Why addresses can't be translated here."""
+        name = self._architecture.name
+        return error(Reason.UNSUPPORTED, f"page tables of this {name} kernel can't be walked", architecture=name)
 
     @staticmethod
     def _check(address: int, length: int) -> None:
@@ -149,6 +158,8 @@ class Memory:
 
     def explain(self, address: int) -> KvmError:
         """Say why a byte of kernel virtual memory can't be read."""
+        if self.blind:
+            return self.unsupported()
         if self.tables is None:
             return error(Reason.NOT_MAPPED, f"no page can be read at {address:#x}", address=address)
         try:
