@@ -148,12 +148,17 @@ def _open_elf(source: DumpSource) -> Dump:
 
 def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
     layout = KdumpLayout(source)
-    architecture = ARCHITECTURES.get(layout.machine) or _told(VmcoreInfo.parse(layout.vmcoreinfo), layout.machine)
+    info = VmcoreInfo.parse(layout.vmcoreinfo)
+    architecture = ARCHITECTURES.get(layout.machine) or _told(info, layout.machine)
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a dump of a {layout.machine!r} machine, which is not supported")
+    own = info.lines.get("PAGESIZE", str(layout.page_size))
+    if own != str(layout.page_size):  # QEMU's of arm64: libkdumpfile counts in the kernel's pages, and finds none
+        message = f"a dump in pages of {layout.page_size} bytes of a kernel whose pages have {own}"
+        raise error(Reason.UNSUPPORTED_FORMAT, f"{message}; take an ELF dump instead")
     prog = _program(architecture)
     with guarded("the dump's headers"):
         prog.set_core_dump(os.dup(file.fd))  # which drgn closes
     if layout.guarded and not flat:
         return custom(architecture, layout, _Guard(prog, layout).read)
-    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture)
+    return Dump(prog, layout, info, architecture)

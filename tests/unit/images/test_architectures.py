@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from images import fixture
 from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.image import LinuxImage
 from kvmd.v1 import memory_pb2, process_pb2, stack_pb2
@@ -91,4 +92,13 @@ def test_a_core_of_s390x_is_refused(from_bytes: Bytes) -> None:
     data[16:20] = bytes([0, 4, 0, S390X])  # as it is there: the most significant byte first
     with pytest.raises(KvmError, match="only little-endian ELF64") as caught:
         from_bytes(bytes(data))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_a_dump_in_other_pages_than_the_kernels(from_bytes: Bytes) -> None:
+    """As QEMU 7.2 writes KDUMP of arm64, in pages of 64 KiB."""
+    data = fixture("arm64-6.1/vmcore.kdump").path.read_bytes()
+    assert data.count(b"PAGESIZE=4096\n") > 0
+    with pytest.raises(KvmError, match="ELF dump") as caught:
+        from_bytes(data.replace(b"PAGESIZE=4096\n", b"PAGESIZE=8192\n"))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
