@@ -139,7 +139,7 @@ def _map(dump: Dump, template: Template, direct: int, size: int) -> None:
     """Have the kernel's page tables map memory at HIGH in the direct mapping, by pages of 1 GiB."""
     memory = template.kernel.memory
     root = memory.translate(template.kernel.address("init_top_pgt")).physical
-    levels = memory.tables.levels if memory.tables else 4
+    levels = memory.tables.paging.levels if memory.tables else 4
     table = root
     for level in range(levels, 3, -1):
         index = (direct + HIGH) >> 12 + 9 * (level - 1) & 511
