@@ -38,6 +38,7 @@ FindIndex: TypeAlias = "Callable[[str], Awaitable[Kept | None]]"
 LOG_CHUNK = 4096
 LOG_PAUSE = 0.05
 _CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
+_ANSWER = 1 << 20  # what a stream's pieces have: the fewer parts they come in, the less there is to do
 START_SECONDS = 30.0
 """How long a worker may take to import and to give up its privileges."""
 
@@ -61,6 +62,7 @@ def _nobody_asks(exchange: Exchange) -> None:
 async def _spawn(arguments: Sequence[str]) -> tuple[asyncio.subprocess.Process, socket.socket]:
     """A worker process and our end of its socket."""
     ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ANSWER)  # as much as net.core.wmem_max lets it be
     try:
         with theirs:
             ours.setblocking(False)
