@@ -78,6 +78,11 @@ def tag(page: int, sequence: int) -> int:
     return page << _SEQUENCE | sequence % SEQUENCES + 1
 
 
+def first_tags(page: int, count: int) -> range:
+    """The tags of pages that follow one another, in slots that have not been filled before."""
+    return range(tag(page, 0), tag(page + count, 0), 1 << _SEQUENCE)
+
+
 def tagged(word: int) -> int:
     """The page of a tag; of an empty slot's it is 0, which is no page of a kernel's."""
     return word >> _SEQUENCE

@@ -5,11 +5,14 @@ x86-64 only: a reader relies on stores, and loads, being seen in order, and neit
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from array import array
 
 from kvmd import fast
 from kvmd.fast import PAGE, WAYS
+
+_MADV_POPULATE_WRITE = 23  # Linux 5.14, include/uapi/asm-generic/mman-common.h
 
 
 class PageCache:
@@ -22,7 +25,8 @@ class PageCache:
     def __init__(self, fd: int, size: int) -> None:
         """Map a page cache; the descriptor stays the caller's."""
         self._slots = size // (PAGE + 8)
-        self._map = memoryview(mmap.mmap(fd, size))
+        self._memory = mmap.mmap(fd, size)
+        self._map = memoryview(self._memory)
         self._tags = self._map[: self._slots * 8].cast("Q")
         self._pages = self._map[self._slots * 8 :]
         self._at: dict[int, int] = {}
@@ -37,6 +41,23 @@ class PageCache:
     def data(self, slot: int) -> memoryview:
         """The page in a slot."""
         return self._pages[slot * PAGE : (slot + 1) * PAGE]
+
+    def copy(self, address: int, into: memoryview) -> int:
+        """Fill the beginning of a buffer, as far as the pages are here, and in one piece.
+
+        :returns: how many bytes that is.
+        """
+        page, inside = address >> 12, address % PAGE
+        slot, count = self._at.get(page), -(-(inside + len(into)) // PAGE)
+        if slot is None:
+            return 0
+        held = self._held[slot : slot + count]
+        count = len(held)  # slots end
+        if held != array("Q", range(page, page + count)):
+            count = next(n for n, each in enumerate(held) if each != page + n)
+        size = min(len(into), count * PAGE - inside)
+        into[:size] = self._pages[slot * PAGE + inside : slot * PAGE + inside + size]
+        return size
 
     def put(self, page: int, data: bytes | memoryview) -> int:
         """Take a page in that isn't here, and isn't the first of all, whose number is that of an empty slot.
@@ -82,8 +103,10 @@ class PageCache:
         pages = range(page, page + count)
         if not self._at.keys().isdisjoint(pages):
             return False
+        with contextlib.suppress(OSError):  # new memory comes cheaper at once than page by page
+            self._memory.madvise(_MADV_POPULATE_WRITE, self._slots * 8 + slot * PAGE, count * PAGE)
         self._pages[slot * PAGE : (slot + count) * PAGE] = data[: count * PAGE]
-        self._tags[slot : slot + count] = array("Q", [fast.tag(each, 0) for each in pages])
+        self._tags[slot : slot + count] = array("Q", fast.first_tags(page, count))
         self._held[slot : slot + count] = array("Q", pages)
         self._filled[slot : slot + count] = array("I", b"\1\0\0\0" * count)
         self._at.update(zip(pages, range(slot, slot + count), strict=True))

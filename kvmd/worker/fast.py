@@ -71,6 +71,10 @@ class Reader:
             into[:], slot = self.small(address, length)
             return slot
         wire = cast("memory_pb2.AddressSpace", space)
+        if kernel and self.cache is not None:
+            if (done := self.cache.copy(address, into)) and done == length:
+                return 0
+            address, into, length = address + done, into[done:], length - done
         if length <= PAGE or not self._image.read_into(address, into, wire):
             into[:] = self._image.read(address, length, wire, pid)
         if kernel and self.cache is not None:

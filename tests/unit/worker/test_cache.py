@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmd import fast
@@ -207,6 +207,7 @@ def test_rubbish_in_the_shared_memory_is_no_danger(rubbish: bytes, address: int,
         os.close(fd)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3 * SLOTS), st.integers(1, 40), st.booleans()), max_size=30))
 def test_runs_of_pages(steps: list[tuple[int, int, bool]]) -> None:
     """Whatever is taken in, at once or by the page, over and under what was there: what is found is right."""
@@ -223,6 +224,10 @@ def test_runs_of_pages(steps: list[tuple[int, int, bool]]) -> None:
             assert pages.read(BASE + start << 12, PAGE) == content(BASE + start)
             found = pages.read((BASE + start << 12) + 9, count * PAGE - 20)
             assert found is None or found == data[9:-11]
+            into = bytearray(count * PAGE - 20)
+            done = cache.copy((BASE + start << 12) + 9, memoryview(into))
+            assert done >= min(PAGE - 9, len(into))
+            assert bytes(into) == data[9 : 9 + done] + bytes(len(into) - done)
             assert len(set(cache._at.values())) == len(cache._at)
             assert all(cache._held[slot] == page for page, slot in cache._at.items())
     finally:
@@ -237,6 +242,11 @@ def test_a_run_is_read_at_once_and_over_the_end_of_the_slots(both: tuple[PageCac
     assert pages.read(BASE << 12, SLOTS * PAGE) == data
     assert pages.read((BASE << 12) + 5, SLOTS * PAGE - 10) == data[5:-5]
     assert pages.read(BASE << 12, SLOTS * PAGE + 1) is None
+    first = next(n for n in range(SLOTS) if cache.find(BASE + n) == SLOTS - 1)
+    into = bytearray(4 * PAGE)
+    assert cache.copy((BASE + first << 12) + 7, memoryview(into)) == PAGE - 7
+    assert into[: PAGE - 7] == content(BASE + first)[7:]
+    assert cache.copy(BASE - 1 << 12, memoryview(into)) == 0
 
 
 @pytest.mark.parametrize(("address", "length"), [(0, 3 * PAGE), (8, 2 * PAGE), (0, PAGE), (0, 0), (5, 3)])
