@@ -6,7 +6,7 @@ file system, and reads only through the file descriptors it was given. Everythin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
@@ -15,6 +15,10 @@ from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, s
 
 CHUNK = 1 << 20
 """The most bytes of memory in one answer."""
+
+
+Unpack = Callable[[int, int, Sequence[bytes]], bytes]
+"""Unpacks pages: from their codec, the size that each must have, and the packed pages; raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Files:
     :ivar dump_offset: where in ``core``, a dump device's image, a NetBSD kernel left its dump; None: ``core`` is a
         dump's file.
     :ivar any_swap: whether to believe swap images that nothing in the dump shows to be of its moment.
+    :ivar unpacker: gives an :data:`Unpack` that takes several processors, to who has use for it; None: there is none.
     """
 
     core: File | None
@@ -63,6 +68,7 @@ class Files:
     extra: Mapping[str, File] = field(default_factory=dict)
     dump_offset: int | None = None
     any_swap: bool = False
+    unpacker: Callable[[], Unpack] | None = None
 
 
 @runtime_checkable

@@ -8,13 +8,14 @@ from contextlib import suppress
 from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import Files
+from kvmd.images.base import CHUNK, Files
 from kvmd.images.linux import info, log, pages
 from kvmd.images.linux.auxv import AuxVectors
 from kvmd.images.linux.cpus import Cpus
 from kvmd.images.linux.elfsymbols import stripped
 from kvmd.images.linux.files import OpenFiles
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.program import open_dump
@@ -58,7 +59,7 @@ class LinuxImage:
             raise error(Reason.BAD_ARGUMENT, "a dump needs a core file")
         if files.writable:
             raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
-        return Kernel(open_dump(files.core), files.exec)
+        return Kernel(open_dump(files.core, files.unpacker), files.exec)
 
     def _check_swap(self) -> None:
         """Refuse a swap image that is none of this dump's; what keeps that from being known is told when it is read."""
@@ -156,6 +157,10 @@ class LinuxImage:
 
     def read(self, address: int, length: int, space: memory_pb2.AddressSpace, pid: int = 0) -> bytes:
         """See :class:`~kvmd.images.base.Image`."""
+        if PAGE < length <= CHUNK:
+            data = bytearray(length)
+            if self.read_into(address, memoryview(data), space):
+                return bytes(data)
         if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
             return self._kernel.memory.physical(address, length)
         if space in (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL):

@@ -18,8 +18,9 @@ from kvmd.images.linux.source import Source, exact
 
 MAGIC = b"KDUMP   "
 _CODECS = ((0x20, "zstd"), (4, "snappy"), (2, "lzo"), (1, "zlib"))
-_DESCRIPTOR = 24
-_BLOCK = 1 << 16  # bytes of a bitmap that are counted at once
+DESCRIPTOR = 24
+"""The size of a page descriptor in bytes."""
+_BLOCK = 1 << 12  # bytes of a bitmap that are counted at once
 _CHECKED = 1 << 18  # descriptors looked at when the dump is opened
 _MAX_VMCOREINFO = 1 << 20
 _MAX_NOTES = 1 << 26
@@ -60,7 +61,7 @@ class KdumpLayout:
         self._table = self._bitmap + bitmap * self.page_size
         if self._table > source.size:
             raise error(Reason.TRUNCATED_IMAGE, "the dump ends inside its page bitmaps")
-        if self._table + self._dumped * _DESCRIPTOR > source.size:
+        if self._table + self._dumped * DESCRIPTOR > source.size:
             raise error(Reason.TRUNCATED_IMAGE, "the dump ends inside its page descriptors")
 
     def _sub_header(self, mapnr: int) -> int:
@@ -98,19 +99,20 @@ class KdumpLayout:
     def format(self) -> str:
         """``kdump-`` and the codec: zstd, snappy, lzo, zlib or raw."""
         flags = self._status
-        first = self._source.read(self._table, _DESCRIPTOR * min(self._dumped, 256))
-        for row in struct.iter_unpack("<12xI8x", first[: len(first) // _DESCRIPTOR * _DESCRIPTOR]):
+        first = self._source.read(self._table, DESCRIPTOR * min(self._dumped, 256))
+        for row in struct.iter_unpack("<12xI8x", first[: len(first) // DESCRIPTOR * DESCRIPTOR]):
             flags |= row[0]
         return "kdump-" + next((name for bit, name in _CODECS if flags & bit), "raw")
 
     @cached_property
     def _counts(self) -> array[int]:
         """How many pages were dumped before each block of the second bitmap; last, all of them."""
-        counts, total = array("Q", [0]), 0
-        for at in range(0, -(-self._pages // 8), _BLOCK):
-            length = min(_BLOCK, -(-self._pages // 8) - at)
-            total += int.from_bytes(self._source.read(self._bitmap + self._half + at, length), "little").bit_count()
-            counts.append(total)
+        counts, total, size = array("Q", [0]), 0, -(-self._pages // 8)
+        for at in range(0, size, _BLOCK * 16):
+            data = self._source.read(self._bitmap + self._half + at, min(_BLOCK * 16, size - at))
+            for block in range(0, min(_BLOCK * 16, size - at), _BLOCK):
+                total += int.from_bytes(data[block : block + _BLOCK], "little").bit_count()
+                counts.append(total)
         return counts
 
     @property
@@ -125,8 +127,8 @@ class KdumpLayout:
         """
         first = max(0, self._dumped - _CHECKED)
         words = array("Q")
-        data = self._source.read(self._table + first * _DESCRIPTOR, (self._dumped - first) * _DESCRIPTOR)
-        words.frombytes(data[: len(data) // _DESCRIPTOR * _DESCRIPTOR])
+        data = self._source.read(self._table + first * DESCRIPTOR, (self._dumped - first) * DESCRIPTOR)
+        words.frombytes(data[: len(data) // DESCRIPTOR * DESCRIPTOR])
         if sys.byteorder != "little":
             words.byteswap()
         size = self._source.size
@@ -149,13 +151,25 @@ class KdumpLayout:
         offset, size = self._descriptor(page)
         return Reason.SHORT_FILE if offset + size > self._source.size else None
 
-    def _descriptor(self, page: int) -> tuple[int, int]:
+    def rank(self, page: int, count: int) -> int | None:
+        """How many pages were dumped before a run of pages; None if one of the run wasn't dumped."""
+        if page + count > self._pages:
+            return None
         block, bit = divmod(page, _BLOCK * 8)
         start = self._bitmap + self._half + block * _BLOCK
-        before = int.from_bytes(self._source.read(start, bit // 8 + 1), "little") & ((1 << bit) - 1)
-        rank = self._counts[block] + before.bit_count()
-        data = self._source.read(self._table + rank * _DESCRIPTOR, 12)
-        if len(data) < 12:
+        bits = int.from_bytes(self._source.read(start, (bit + count + 7) // 8), "little")
+        if (bits >> bit) + 1 & (1 << count) - 1:
+            return None
+        return self._counts[block] + (bits & (1 << bit) - 1).bit_count()
+
+    def descriptors(self, rank: int, count: int) -> bytes:
+        """The page descriptors from one on; fewer where the file ends."""
+        return self._source.read(self._table + rank * DESCRIPTOR, count * DESCRIPTOR)
+
+    def _descriptor(self, page: int) -> tuple[int, int]:
+        rank = self.rank(page, 1)
+        data = b"" if rank is None else self.descriptors(rank, 1)
+        if len(data) < DESCRIPTOR:
             return self._source.size, 1
-        offset, size = struct.unpack("<QI", data)
+        offset, size = struct.unpack_from("<QI", data)
         return offset, size

@@ -43,6 +43,7 @@ class Memory:
         self._layout = dump.layout
         self._page = dump.layout.page_size
         self._into = dump.into
+        self._large = (0, 0, 0)
         self._architecture = dump.architecture
         # drgn doesn't know them, either; of the running kernel the source translates.
         self.blind = dump.architecture not in _PAGING and not dump.live
@@ -75,14 +76,22 @@ class Memory:
         """
         while self._into is not None and len(into):
             try:
-                place = self.translate(address)
+                physical, there = self._near(address)
             except KvmError:
                 return False
-            size = min(len(into), place.length)
-            if (size < len(into) and size <= self._page) or not self.physical_into(place.physical, into[:size]):
+            size = min(len(into), there)
+            if (size < len(into) and size <= self._page) or not self.physical_into(physical, into[:size]):
                 return False
             address, into = address + size, into[size:]
         return self._into is not None
+
+    def _near(self, address: int) -> tuple[int, int]:
+        """Where an address lies, and how many bytes follow: mostly in the same large page as the last one."""
+        start, end, physical = self._large
+        if not start <= address < end:
+            place = self.translate(address)
+            start, end, physical = self._large = address, address + place.length, place.physical
+        return physical + address - start, end - address
 
     def physical_into(self, address: int, into: memoryview) -> bool:
         """The same with physical memory."""

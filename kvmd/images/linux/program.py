@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from drgn import Architecture, FaultError, Platform, Program
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import File
+from kvmd.images.base import File, Unpack
 from kvmd.images.linux import elf, kdump
 from kvmd.images.linux.elfcore import ElfLayout
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.kdump import KdumpLayout
+from kvmd.images.linux.kdumpcodecs import unpack
+from kvmd.images.linux.kdumppages import PageReader
 from kvmd.images.linux.layout import Layout
 from kvmd.images.linux.prime import prime
 from kvmd.images.linux.source import FLAT_MAGIC, DumpSource, FileSource, FlatSource, Source
@@ -93,9 +95,10 @@ def is_mine(source: Source) -> bool:
     return head.startswith(elf.MAGIC) and (len(head) < 18 or head[16 + (head[5] == 2)] == elf.ET_CORE)
 
 
-def open_dump(file: File) -> Dump:
+def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
     """Check a dump's headers and open it; the descriptor stays the caller's.
 
+    :param unpacker: see :attr:`kvmd.images.base.Files.unpacker`.
     :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, NO_VMCOREINFO, UNSUPPORTED_FORMAT, SOURCE_IO.
     """
     raw = FileSource(file.fd)
@@ -106,7 +109,7 @@ def open_dump(file: File) -> Dump:
         if magic.startswith(elf.MAGIC):
             return _open_elf(source)
         if magic == kdump.MAGIC:
-            return _open_kdump(file, source, flat)
+            return _open_kdump(file, source, flat, unpacker or (lambda: unpack))
         raise error(Reason.CORRUPT_IMAGE, "a flattened dump of neither KDUMP nor ELF")
     except KvmError as e:
         e.metadata.setdefault("path", file.name)
@@ -146,7 +149,7 @@ def _open_elf(source: DumpSource) -> Dump:
     return replace(custom(architecture, layout, layout.read), into=layout.read_into)
 
 
-def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
+def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], Unpack]) -> Dump:
     layout = KdumpLayout(source)
     info = VmcoreInfo.parse(layout.vmcoreinfo)
     architecture = ARCHITECTURES.get(layout.machine) or _told(info, layout.machine)
@@ -159,6 +162,7 @@ def _open_kdump(file: File, source: Source, flat: bool) -> Dump:
     prog = _program(architecture)
     with guarded("the dump's headers"):
         prog.set_core_dump(os.dup(file.fd))  # which drgn closes
+    into = PageReader(source, layout, unpacker()).read_into
     if layout.guarded and not flat:
-        return custom(architecture, layout, _Guard(prog, layout).read)
-    return Dump(prog, layout, info, architecture)
+        return replace(custom(architecture, layout, _Guard(prog, layout).read), into=into)
+    return Dump(prog, layout, info, architecture, into=into)
