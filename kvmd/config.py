@@ -131,6 +131,8 @@ class Limits:
     worker_memory: int = 4 << 30
     # Its processor time, in all its life.
     worker_cpu: int = 3600
+    # How many processes it has beside its own, to unpack pages of a dump, each with 64 MiB of its memory.
+    worker_helpers: int = min((os.cpu_count() or 1) - 1, 3)
     # What the pages of a dump that are kept for direct reads may take, for each worker; 0: none are kept.
     page_cache: int = 256 << 20
     # The longest a worker may take for one step of a call before it is killed.
@@ -150,7 +152,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name in ("worker_linger", "lease", "page_cache") else 1
+            least = 0 if item.name in ("worker_linger", "lease", "page_cache", "worker_helpers") else 1
             if not least <= getattr(self, item.name) < math.inf:  # which nan isn't, either
                 raise ValueError(f"{item.name}: must be at least {least} and finite")
         if self.page_cache > _MOST_PAGES:

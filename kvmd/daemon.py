@@ -60,7 +60,7 @@ class Daemon:
         self._quotas = quotas = Quotas(limits)
         sinks = chosen(config.audit.file, config.audit.journal)
         self._audit = Audit(sinks, required=config.audit.required, request=request_id.get)
-        bounds = Bounds(limits.worker_memory, limits.worker_cpu, limits.worker_timeout)
+        bounds = Bounds(limits.worker_memory, limits.worker_cpu, limits.worker_timeout, limits.worker_helpers)
         indexes = _indexes(config)
         self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger, indexes=indexes)
         self._table = table = Table(quotas["descriptors"])

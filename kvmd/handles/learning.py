@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 from kvmd.errors import Reason, error
 from kvmd.handles.indexes import Kept
@@ -26,7 +27,7 @@ async def learn(worker: Worker, bounds: Bounds) -> bytes | None:
         given = await _inputs(worker)
     if not given:
         return None
-    maker = await Worker.start(bounds)
+    maker = await Worker.start(replace(bounds, helpers=0))
     try:
         with await asyncio.to_thread(Kept, memoryview(given)) as inputs:
             return await maker.make(inputs.fd)

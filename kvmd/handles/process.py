@@ -117,11 +117,13 @@ class Bounds:
     :ivar memory: bytes of its own memory.
     :ivar cpu: seconds of processor time, in all its life.
     :ivar patience: how many seconds one step may take before the process is killed.
+    :ivar helpers: how many processes it may have beside its own, for long reads of packed dumps.
     """
 
     memory: int
     cpu: int
     patience: float
+    helpers: int = 0
 
 
 class Worker:
@@ -145,7 +147,8 @@ class Worker:
         :param writable: whether it may write to a file that it is given.
         :raises KvmError: WORKER_DIED, WORKER_HUNG.
         """
-        arguments = [str(bounds.memory), str(bounds.cpu), str(os.getpid())]
+        helpers = 0 if writable or run_as is not None else bounds.helpers  # only dumps have use for them
+        arguments = [str(word) for word in (bounds.memory, bounds.cpu, helpers, os.getpid())]
         if writable:
             arguments.append(WRITABLE)
         if run_as is not None:

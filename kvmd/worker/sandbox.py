@@ -109,9 +109,10 @@ def worker_ids() -> tuple[int, int]:
     return NOBODY, NOBODY
 
 
-def enter(limits: SandboxLimits) -> list[str]:
+def enter(limits: SandboxLimits, last: Callable[[], None] | None = None) -> list[str]:
     """Give up everything; for good. Called with one thread, with all modules imported, before any file is received.
 
+    :param last: done when only the seccomp filter is missing, which lets no process be started.
     :return: the protections in force, for the log.
     :raises OSError: a mandatory one can't be had: the uid's drop (as root), no_new_privs, seccomp; or there are
         threads, which would keep what this one gives up.
@@ -135,22 +136,30 @@ def enter(limits: SandboxLimits) -> list[str]:
     if syscalls.prctl(_PR_GET_NO_NEW_PRIVS) != 1:
         raise OSError(errno.EPERM, "no_new_privs did not take")
     done.append("no_new_privs")
-    done += _filter(limits)
-    return done
+    # A process in a Landlock domain sees no environment of another's.
+    if limits.identity is None and (version := landlock.restrict()):
+        done.append(f"landlock {version}")
+    if last is not None:
+        last()
+    _filter(limits)
+    return [*done, "seccomp"]
 
 
-def _filter(limits: SandboxLimits) -> list[str]:
-    """Landlock, but for a worker that reads /proc, and seccomp."""
-    threads, done = limits.threads > 0, list[str]()
+def confine(limits: SandboxLimits) -> None:
+    """Finish what :func:`enter` had begun when its ``last`` forked this process: its own bounds, end, and filter."""
+    if limits.keep is not None:
+        _close_others(limits.keep)
+    _set_limits(limits)
+    if limits.parent is not None:
+        _die_with(limits.parent)
+    _filter(limits)
+
+
+def _filter(limits: SandboxLimits) -> None:
+    view = seccomp.View.NONE
     if limits.identity is not None:
         view = seccomp.View.ANY if limits.identity.environments else seccomp.View.OWN
-        seccomp.install(threads=threads, writable=limits.writable, view=view)
-        return ["seccomp"]
-    version = landlock.restrict()
-    if version:
-        done.append(f"landlock {version}")
-    seccomp.install(threads=threads, writable=limits.writable)
-    return [*done, "seccomp"]
+    seccomp.install(threads=limits.threads > 0, writable=limits.writable, view=view)
 
 
 def _rights(limits: SandboxLimits) -> Identity | None:
