@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvmd.v1 import bounds_pb2 as kvmd_dot_v1_dot_bounds__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmd/v1/symbol.proto\x12\x07kvmd.v1\x1a\x14kvmd/v1/bounds.proto\"C\n\x0cNlistRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x19\n\x05names\x18\x02 \x03(\tB\n\x88\xb5\x18\x80\x04\x90\xb5\x18\x80 \"\x89\x01\n\x06Symbol\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66ound\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\x06\x12\x0e\n\x06n_type\x18\x04 \x01(\r\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.kvmd.v1.SymbolSource\x12\x0e\n\x06module\x18\x07 \x01(\t\"1\n\rNlistResponse\x12 \n\x07symbols\x18\x01 \x03(\x0b\x32\x0f.kvmd.v1.Symbol*\xcd\x01\n\x0cSymbolSource\x12\x1d\n\x19SYMBOL_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SYMBOL_SOURCE_EXECFILE\x10\x01\x12\x1a\n\x16SYMBOL_SOURCE_KALLSYMS\x10\x02\x12\x1c\n\x18SYMBOL_SOURCE_VMCOREINFO\x10\x03\x12\x15\n\x11SYMBOL_SOURCE_BTF\x10\x05\x12\x16\n\x12SYMBOL_SOURCE_CODE\x10\x06\x12\x19\n\x15SYMBOL_SOURCE_CONTENT\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmd/v1/symbol.proto\x12\x07kvmd.v1\x1a\x14kvmd/v1/bounds.proto\"C\n\x0cNlistRequest\x12\x18\n\ndescriptor\x18\x01 \x01(\tB\x04\x88\xb5\x18@\x12\x19\n\x05names\x18\x02 \x03(\tB\n\x88\xb5\x18\x80\x04\x90\xb5\x18\x80 \"\x89\x01\n\x06Symbol\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66ound\x18\x02 \x01(\x08\x12\r\n\x05value\x18\x03 \x01(\x06\x12\x0e\n\x06n_type\x18\x04 \x01(\r\x12\x0c\n\x04size\x18\x05 \x01(\x04\x12%\n\x06source\x18\x06 \x01(\x0e\x32\x15.kvmd.v1.SymbolSource\x12\x0e\n\x06module\x18\x07 \x01(\t\"1\n\rNlistResponse\x12 \n\x07symbols\x18\x01 \x03(\x0b\x32\x0f.kvmd.v1.Symbol*\xe5\x01\n\x0cSymbolSource\x12\x1d\n\x19SYMBOL_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16SYMBOL_SOURCE_EXECFILE\x10\x01\x12\x1a\n\x16SYMBOL_SOURCE_KALLSYMS\x10\x02\x12\x1c\n\x18SYMBOL_SOURCE_VMCOREINFO\x10\x03\x12\x16\n\x12SYMBOL_SOURCE_SCAN\x10\x04\x12\x15\n\x11SYMBOL_SOURCE_BTF\x10\x05\x12\x16\n\x12SYMBOL_SOURCE_CODE\x10\x06\x12\x19\n\x15SYMBOL_SOURCE_CONTENT\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NLISTREQUEST'].fields_by_name['names']._loaded_options = None
   _globals['_NLISTREQUEST'].fields_by_name['names']._serialized_options = b'\210\265\030\200\004\220\265\030\200 '
   _globals['_SYMBOLSOURCE']._serialized_start=316
-  _globals['_SYMBOLSOURCE']._serialized_end=521
+  _globals['_SYMBOLSOURCE']._serialized_end=545
   _globals['_NLISTREQUEST']._serialized_start=55
   _globals['_NLISTREQUEST']._serialized_end=122
   _globals['_SYMBOL']._serialized_start=125

@@ -14,6 +14,7 @@ class SymbolSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SYMBOL_SOURCE_EXECFILE: _ClassVar[SymbolSource]
     SYMBOL_SOURCE_KALLSYMS: _ClassVar[SymbolSource]
     SYMBOL_SOURCE_VMCOREINFO: _ClassVar[SymbolSource]
+    SYMBOL_SOURCE_SCAN: _ClassVar[SymbolSource]
     SYMBOL_SOURCE_BTF: _ClassVar[SymbolSource]
     SYMBOL_SOURCE_CODE: _ClassVar[SymbolSource]
     SYMBOL_SOURCE_CONTENT: _ClassVar[SymbolSource]
@@ -21,6 +22,7 @@ SYMBOL_SOURCE_UNSPECIFIED: SymbolSource
 SYMBOL_SOURCE_EXECFILE: SymbolSource
 SYMBOL_SOURCE_KALLSYMS: SymbolSource
 SYMBOL_SOURCE_VMCOREINFO: SymbolSource
+SYMBOL_SOURCE_SCAN: SymbolSource
 SYMBOL_SOURCE_BTF: SymbolSource
 SYMBOL_SOURCE_CODE: SymbolSource
 SYMBOL_SOURCE_CONTENT: SymbolSource

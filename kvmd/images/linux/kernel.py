@@ -25,9 +25,11 @@ from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
 from kvmd.images.linux.objects.finder import Objects
 from kvmd.images.linux.program import Dump
+from kvmd.images.linux.scan.kallsyms import of_kernel
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
 from kvmd.images.linux.variables import Variables
+from kvmd.v1 import symbol_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +81,30 @@ class Kernel:
 
     @property
     def symbols_source(self) -> str:
-        """``execfile``, ``kallsyms`` or ``vmcoreinfo``."""
+        """``execfile``, ``kallsyms``, ``scan`` (kallsyms that was looked for) or ``vmcoreinfo``."""
         if self.execfile and self.execfile.symbols:
             return "execfile"
-        return "kallsyms" if self._kallsyms else "vmcoreinfo"
+        try:
+            found = self._kallsyms
+        except KvmError:
+            found = None
+        if found is None:
+            return "vmcoreinfo"
+        return "scan" if found is self.__dict__.get("_scan") else "kallsyms"
 
     @cached_property
     def _kallsyms(self) -> SymbolTable | None:
-        """The given table, else that in memory; None where the kernel (before 6.0) or the dump has none to read."""
+        """The given table, else that in memory; None where the kernel or the dump has none to read.
+
+        :raises KvmError: AMBIGUOUS.
+        """
         if self._sources.symbols is not None:
             return self._sources.symbols
+        return self._told_kallsyms or self._scanned_kallsyms
+
+    @cached_property
+    def _told_kallsyms(self) -> SymbolTable | None:
+        """The table that VMCOREINFO tells of, since 6.0."""
         try:
             if (places := self._places()) is not None:
                 self._served.add("symbols")
@@ -129,10 +145,33 @@ class Kernel:
 
         :raises KvmError: the fault of a page that holds it.
         """
-        missed = "_types" in self.__dict__ and self._served != {"symbols", "types"}
+        served = {"symbols", "types"} if "kallsyms_names" in self.info.symbols() else {"types"}
+        missed = "_types" in self.__dict__ and not served <= self._served
         if not missed or self.dump.live or self.execfile is not None or self.written("__start_BTF") is None:
             return b""
         return inputs(self._raw_kallsyms(), self._btf_in_memory())
+
+    @property
+    def _scanned_kallsyms(self) -> SymbolTable | None:
+        if isinstance(self._scan, KvmError):
+            raise self._scan
+        return self._scan
+
+    @cached_property
+    def _scan(self) -> SymbolTable | KvmError | None:
+        """The table that is found by looking for it, or what kept it from being found: it is looked for once."""
+        stext = self.info.symbol("_stext")
+        if stext is None or self.dump.live:
+            return None
+        self._loading = True
+        try:
+            found = of_kernel(self.memory.kernel, stext, self.dump.layout.page_size)
+            index = found.index() if found else None
+            return Kallsyms(lambda: index, source=symbol_pb2.SYMBOL_SOURCE_SCAN) if index else None
+        except KvmError as e:
+            return e
+        finally:
+            self._loading = False
 
     @cached_property
     def _lookups(self) -> list[Lookup]:
@@ -140,8 +179,8 @@ class Kernel:
         lookups: list[Lookup] = []
         if self.execfile and self.execfile.symbols:
             lookups.append(self.execfile.symbols.get)
-        if self._kallsyms:
-            lookups.append(self._kallsyms)
+        # Looked for only when the execfile does not know a name.
+        lookups.append(lambda name: self._kallsyms(name) if self._kallsyms else None)
         return [*lookups, vmcoreinfo_lookup(self.info)]
 
     def written(self, name: str) -> Found | None:

@@ -77,13 +77,20 @@ class Sections:
 class Kallsyms:
     """The kernel's own symbol table; modules keep theirs elsewhere.
 
-    :param load: has drgn read all of it from memory; asked once, when it is needed.
+    :param load: has all of it read from memory; asked once, when it is needed.
     :param named: finds the symbols of a name without that.
+    :param source: how it was found.
     """
 
-    def __init__(self, load: Callable[[], SymbolIndex], named: Callable[[str], list[Symbol]] | None = None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], SymbolIndex],
+        named: Callable[[str], list[Symbol]] | None = None,
+        source: symbol_pb2.SymbolSource = symbol_pb2.SYMBOL_SOURCE_KALLSYMS,
+    ) -> None:
         self._load = load
         self._named = named or self._search
+        self._source = source
         self._sections = Sections(self._address)
 
     def _address(self, name: str) -> int:
@@ -110,10 +117,9 @@ class Kallsyms:
         if not symbols:
             return None
         symbol = next((s for s in symbols if s.binding is SymbolBinding.GLOBAL), symbols[0])
-        source = symbol_pb2.SYMBOL_SOURCE_KALLSYMS
         external = symbol.binding in (SymbolBinding.GLOBAL, SymbolBinding.WEAK)
         n_type = self._sections.n_type(symbol.address, code=symbol.kind is SymbolKind.FUNC, external=external)
-        return Found(name, symbol.address, symbol.size, n_type, source)
+        return Found(name, symbol.address, symbol.size, n_type, self._source)
 
     def module(self, _name: str) -> Found | None:
         """See :class:`SymbolTable`."""

@@ -1,0 +1,150 @@
+"""The names of kallsyms, found without a symbol that says where: tokens, markers, compressed names. Pure.
+
+Source: Linux scripts/kallsyms.c, 4.6 to 7.2. In every release the tables of names lie in this order, each aligned to a
+word (8 bytes; 4 since 7.0): ``kallsyms_num_syms`` (64 bits before 5.0), ``kallsyms_names``, ``kallsyms_markers`` (64
+bits before 5.0; from 6.2 to 6.3 followed by ``kallsyms_seqs_of_names``), ``kallsyms_token_table``,
+``kallsyms_token_index``. A character that occurs in any name is its own token, so that the digits stand in a row.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+DIGITS = b"".join(b"%c\0" % digit for digit in b"0123456789")
+"""What a token table holds, and little else."""
+
+_TOKEN = re.compile(rb"[!-~]*")
+_LETTER = re.compile(rb"[A-Za-z?-]")
+_TOKENS_MAX = 256 * 64
+_NAME_MAX = 1 << 11  # KSYM_NAME_LEN is 512 at most (since 6.1), and a token has one character at least
+_STEP = (256 * 2, 256 * (_NAME_MAX + 2))  # bytes of 256 names
+_LEAST = 1024  # symbols; the smallest kernels have thousands
+_MOST = 1 << 20
+_STARTS = 64  # of markers, that are looked at
+_MARKERS = {  # a zero, then a number that two names and more for each symbol give
+    4: re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x07]\0)", re.S),
+    8: re.compile(rb"(?=\0{8}.[\x02-\xff][\0-\x07]\0{5})", re.S),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A token table.
+
+    :ivar start: its offset in the window.
+    :ivar end: the offset that follows its index.
+    """
+
+    start: int
+    end: int
+    strings: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Symbols' names, each after its type's letter.
+
+    :ivar count_at: the offset of their number in the window, and so the end of what lies before.
+    :ivar end: the offset that follows the last table.
+    """
+
+    count_at: int
+    end: int
+    names: list[bytes]
+
+
+def tokens_at(window: bytes, digits: int) -> Tokens | None:
+    """The token table that has its digits at an offset of a window; None if that is none."""
+    rest = window[digits : digits + _TOKENS_MAX].split(b"\0", 256 - 48)
+    if len(rest) <= 256 - 48:
+        return None
+    end = digits + sum(map(len, rest[:-1])) + len(rest) - 1
+    for align in (4, 8):
+        at = -(-end // align) * align
+        if at + 512 > len(window):
+            return None
+        index = struct.unpack_from("<256H", window, at)
+        start = digits - index[ord("0")]
+        strings = window[start:end].split(b"\0")[:-1] if 0 <= start < digits else []
+        offsets = accumulate((len(s) + 1 for s in strings[:-1]), initial=0)
+        if len(strings) == 256 and tuple(offsets) == index and all(map(_TOKEN.fullmatch, strings)):
+            return Tokens(start, at + 512, strings)
+    return None
+
+
+def names_before(window: bytes, tokens: Tokens) -> Iterator[Names]:
+    """Give what can be the names that a token table belongs to; they end before it."""
+    for width, zero in _MARKERS.items():
+        seen = 0
+        for match in zero.finditer(window, 0, tokens.start):
+            if match.start() % 4:
+                continue
+            markers = _run(window, match.start(), width, tokens.start)
+            if len(markers) * 256 < _LEAST:
+                continue
+            seen += 1
+            if seen > _STARTS:
+                break
+            yield from _names(window, match.start(), markers, tokens)
+
+
+def _run(window: bytes, at: int, width: int, end: int) -> list[int]:
+    """The markers from an offset on: they ascend by what 256 names have."""
+    words = array("I" if width == 4 else "Q")
+    words.frombytes(window[at : at + min((end - at) // width, _MOST // 256) * width])
+    found = [words[0]] if words else []
+    for word in words[1:]:
+        if not _STEP[0] <= word - found[-1] <= _STEP[1]:
+            break
+        found.append(word)
+    return found
+
+
+def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Iterator[Names]:
+    """What can be names that end at an offset: their number stands before them."""
+    most = 256 * len(markers)
+    high = end - markers[-1]
+    low = max(high - _STEP[1], 4) + 3 & ~3
+    words = array("I")
+    words.frombytes(window[low - 4 : max(high, low - 4) & ~3])
+    for place, count in enumerate(words):
+        if not most - 256 < count <= most:
+            continue
+        # The number's own 4 bytes, and 4 more where it has 8 or is aligned so.
+        for at in (low + 4 * place, low + 4 * place + 4):
+            if at > low + 4 * place and window[at - 4 : at] != b"\0\0\0\0":
+                continue
+            found = _walk(window, at, end, count, markers, tokens.strings)
+            if found is not None:
+                yield Names(low - 4 + 4 * place, tokens.end, found)
+
+
+def _walk(  # noqa: PLR0913 - what is known of names
+    window: bytes, start: int, end: int, count: int, markers: list[int], tokens: list[bytes]
+) -> list[bytes] | None:
+    """Decode names; None unless they are as many as they should be, agree with the markers, and end where they end."""
+    names: list[bytes] = []
+    token = tokens.__getitem__
+    at = start
+    for number in range(count):
+        if not number & 255 and at - start != markers[number >> 8]:
+            return None
+        if at + 2 > end:
+            return None
+        length = window[at]
+        at += 1
+        if length & 0x80:  # since 6.1
+            length = length & 0x7F | window[at] << 7
+            at += 1
+        if not 2 <= length + 1 <= _NAME_MAX or at + length > end:
+            return None
+        names.append(b"".join(map(token, window[at : at + length])))
+        at += length
+    if end - at >= 8 or any(window[at:end]) or not all(map(_LETTER.match, names)):
+        return None
+    return names

@@ -1,0 +1,83 @@
+"""Looks for bytes in much memory, a mebibyte at a time.
+
+Nothing is done page by page but where a page can't be read: 1 GiB takes as long as reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from kvmd.errors import KvmError
+from kvmd.images.base import CHUNK
+
+_STEP = 2 << 20  # by which kernels are mapped, but for the ends of their sections
+_IMAGE, _GAP = 512 << 20, 16 << 20  # the most that an image has, and where nothing is mapped for so long it has ended
+Read = Callable[[int, int], bytes]
+"""Reads exactly, at most a chunk, or raises KvmError with ``readable`` in its metadata."""
+
+
+def search(read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int) -> Iterator[tuple[bytes, int]]:
+    """Give which of some strings stands where.
+
+    :param runs: ranges of addresses, in pages; what can't be read is passed over.
+    :param wanted: strings of one page at most; those that lie across a gap are not found.
+    """
+    overlap = max(map(len, wanted)) - 1
+    for run in runs:
+        held = b""
+        for start in range(run.start, run.stop, CHUNK):
+            for at, data in readable(read, start, min(CHUNK, run.stop - start), page):
+                held = held if at == start else b""
+                yield from _hits(held + data, at - len(held), len(held), wanted)
+                held = data[-overlap:] if at + len(data) == start + CHUNK else b""
+
+
+def _hits(text: bytes, base: int, held: int, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    for string in wanted:
+        place = text.find(string)
+        while place >= 0:
+            if place + len(string) > held:  # what was held was looked at before
+                yield string, base + place
+            place = text.find(string, place + 1)
+
+
+def readable(read: Read, start: int, length: int, page: int) -> Iterator[tuple[int, bytes]]:
+    """The parts of a range that can be read."""
+    end = start + length
+    while start < end:
+        try:
+            yield start, read(start, end - start)
+            return
+        except KvmError as e:
+            size = int(e.metadata.get("readable", "0"))
+        if size:
+            yield start, read(start, size)
+        start = (start + size & -page) + page
+
+
+def window(read: Read, start: int, end: int, page: int) -> bytes:
+    """A range as one string, with zeroes for what can't be read."""
+    found = bytearray(max(end - start, 0))
+    for at in range(start, end, CHUNK):
+        for place, data in readable(read, at, min(CHUNK, end - at), page):
+            found[place - start : place - start + len(data)] = data
+    return bytes(found)
+
+
+def mapped(read: Read, start: int) -> list[range]:
+    """The ranges of a kernel's image, which begins at an address, that are mapped; in steps of 2 MiB."""
+    runs: list[range] = []
+    at = start & -_STEP
+    while at < min(start + _IMAGE, 1 << 64) and at - (runs[-1].stop if runs else start) < _GAP:
+        if any(True for place in range(at, at + _STEP, _STEP // 4) for _ in _one(read, place)):
+            joined = bool(runs) and runs[-1].stop == at
+            runs[-1:] = [range(runs[-1].start, at + _STEP)] if joined else [*runs[-1:], range(at, at + _STEP)]
+        at += _STEP
+    return runs
+
+
+def _one(read: Read, at: int) -> Iterator[bytes]:
+    try:
+        yield read(at, 1)
+    except KvmError:
+        return
