@@ -244,7 +244,7 @@ TABLE: dict[Reason, Row] = {
     Reason.TRUNCATED_IMAGE: Row(FormatError, "DATA_LOSS", E.EINVAL, None, "a dump that ends before its own headers do"),
     Reason.SPLIT_IMAGE: Row(FormatError, "UNIMPLEMENTED", E.EINVAL, None, "one part of a dump that makedumpfile split"),
     Reason.NO_DUMP_HEADER: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, "no valid dump header", "a NetBSD dump device's image, opened without the place of its dump; use kvm_dump_mkheader"),
-    Reason.NO_VMCOREINFO: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "the dump has no VMCOREINFO note"),
+    Reason.NO_VMCOREINFO: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no VMCOREINFO, and no kernel in the dump that could be found without"),
     Reason.NO_SYMBOLS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no symbol table in the image; name a vmlinux as execfile"),
     Reason.NO_TYPES: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "no BTF in the image; name a vmlinux with DWARF, or raw BTF, as execfile"),
     Reason.AMBIGUOUS: Row(FormatError, "FAILED_PRECONDITION", E.EINVAL, None, "an image without data symbols holds several things that could be the one looked for; name a vmlinux as execfile"),

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvmd.errors import Reason, error
-from kvmd.images.base import Files, Image, Kind
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import File, Files, Image, Kind
 from kvmd.images.bsd import formats as bsd
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.index import make as make_index
 from kvmd.images.linux.live_image import LiveImage
 from kvmd.images.linux.program import is_mine
+from kvmd.images.linux.raw import is_raw
 from kvmd.images.linux.source import FileSource, Source
 from kvmd.images.procfs.image import ProcfsImage
 
@@ -69,6 +70,22 @@ def open_image(files: Files) -> Image:
             return known.open(files)
     if bsd.is_dump_device(files):
         return bsd.open_netbsd(files)
+    if is_raw(source.size):
+        return _open_raw(files)
+    raise _unknown(files.core)
+
+
+def _open_raw(files: Files) -> Image:
+    """A file that could be raw memory, if a kernel is in it."""
+    try:
+        return LinuxImage(files)
+    except KvmError as e:
+        if e.reason is Reason.NO_VMCOREINFO and files.core is not None:
+            raise _unknown(files.core, ", and no kernel was found in it that raw memory would hold") from e
+        raise
+
+
+def _unknown(core: File, more: str = "") -> KvmError:
     names = ", ".join(known.name for known in FORMATS)
-    message = f"{files.core.name} is of no format that is known ({names})"
-    raise error(Reason.UNSUPPORTED_FORMAT, message, path=files.core.name)
+    message = f"{core.name} is of no format that is known ({names}){more}"
+    return error(Reason.UNSUPPORTED_FORMAT, message, path=core.name)

@@ -18,7 +18,7 @@ from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
-from kvmd.images.linux.program import open_dump
+from kvmd.images.linux.scan.recover import open_dump
 from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.strings import StringReader
 from kvmd.images.linux.swap.evidence import weigh
@@ -43,7 +43,7 @@ _REFUSED = (
 class LinuxImage:
     """A crash dump of a Linux kernel. Opening reads the headers only; the rest is loaded when it is first needed.
 
-    :raises KvmError: the errors of :func:`~kvmd.images.linux.program.open_dump`; EXEC_NOT_ELF, EXEC_FOREIGN;
+    :raises KvmError: the errors of :func:`~kvmd.images.linux.scan.recover.open_dump`; EXEC_NOT_ELF, EXEC_FOREIGN;
         SWAP_FOREIGN, TRUNCATED_IMAGE, UNSUPPORTED_FORMAT or CORRUPT_IMAGE for a swap image;
         BAD_ARGUMENT without a core; UNSUPPORTED if it is to be written.
     """

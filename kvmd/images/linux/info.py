@@ -15,6 +15,7 @@ from kvmd.images.linux.kernel import Kernel
 from kvmd.v1 import image_pb2
 
 _FIELD = 65  # __NEW_UTS_LEN + 1
+_KREF = 4
 _UTS = ("sysname", "nodename", "release", "version", "machine")
 _FSHIFT = 11
 # Documentation/admin-guide/tainted-kernels.rst, by bit.
@@ -26,8 +27,8 @@ def _text(data: bytes) -> str:
 
 
 def _uts(kernel: Kernel) -> dict[str, str]:
-    offset = kernel.info.offset("uts_namespace.name")
-    start = kernel.address("init_uts_ns") + (0 if offset is None else offset)
+    offset = kernel.info.offset("uts_namespace.name")  # told since 5.11, before which a counter of 4 bytes came first
+    start = kernel.address("init_uts_ns") + (_KREF if offset is None else offset)
     data = kernel.memory.kernel(start, _FIELD * len(_UTS))
     values = [_text(data[at : at + _FIELD]) for at in range(0, len(data), _FIELD)]
     return {name: value for name, value in zip(_UTS, values, strict=True) if name != "sysname"}

@@ -8,9 +8,11 @@ that every page must be checked first.
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
+from collections.abc import Iterator
 from functools import cached_property
 
 from kvmd.errors import Reason, error
@@ -25,6 +27,7 @@ _CHECKED = 1 << 18  # descriptors looked at when the dump is opened
 _MAX_VMCOREINFO = 1 << 20
 _MAX_NOTES = 1 << 26
 _MAX_CPUS = 1 << 16
+_ONES = re.compile("1+")
 
 
 def _corrupt(what: str) -> Exception:
@@ -34,7 +37,7 @@ def _corrupt(what: str) -> Exception:
 class KdumpLayout:
     """A KDUMP file.
 
-    :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, NO_VMCOREINFO.
+    :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE.
     """
 
     def __init__(self, source: Source) -> None:
@@ -71,11 +74,11 @@ class KdumpLayout:
         )
         if self._version >= 2 and split:
             raise error(Reason.SPLIT_IMAGE, "one part of a split dump; join the parts with makedumpfile --reassemble")
-        if self._version < 3 or not info_size:
-            raise error(Reason.NO_VMCOREINFO, "the dump has no VMCOREINFO")
-        if info_size > _MAX_VMCOREINFO or not info_at:
-            raise _corrupt("size_vmcoreinfo")
-        self.vmcoreinfo = exact(self._source, info_at, info_size, "VMCOREINFO").rstrip(b"\0")
+        self.vmcoreinfo = b""
+        if self._version >= 3 and info_size:
+            if info_size > _MAX_VMCOREINFO or not info_at:
+                raise _corrupt("size_vmcoreinfo")
+            self.vmcoreinfo = exact(self._source, info_at, info_size, "VMCOREINFO").rstrip(b"\0")
         self._note = (0, 0)
         if self._version >= 4:
             self._bounds(note_at, note_size, "size_note")
@@ -140,6 +143,14 @@ class KdumpLayout:
     def _bit(self, bitmap: int, page: int) -> bool:
         data = self._source.read(bitmap + page // 8, 1)
         return bool(data and data[0] >> page % 8 & 1)
+
+    def runs(self) -> Iterator[range]:
+        """See :class:`~kvmd.images.linux.layout.DumpLayout`."""
+        for at in range(0, -(-self._pages // 8), _BLOCK):
+            block = int.from_bytes(self._source.read(self._bitmap + self._half + at, _BLOCK), "little")
+            first = at * 8 * self.page_size
+            for run in _ONES.finditer(f"{block:b}"[::-1]):
+                yield range(first + run.start() * self.page_size, first + run.end() * self.page_size)
 
     def trouble(self, address: int) -> Reason | None:
         """See :class:`~kvmd.images.linux.layout.Layout`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from kvmd.errors import Reason
@@ -18,7 +19,7 @@ class Layout(Protocol):
 
     @property
     def vmcoreinfo(self) -> bytes:
-        """The VMCOREINFO text."""
+        """The VMCOREINFO text; empty of a dump that was made without."""
 
     @property
     def notes(self) -> bytes:
@@ -33,3 +34,10 @@ class Layout(Protocol):
 
         BEYOND_DUMP, EXCLUDED or SHORT_FILE.
         """
+
+
+class DumpLayout(Layout, Protocol):
+    """The same of a dump's file, which can be looked through."""
+
+    def runs(self) -> Iterator[range]:
+        """The ranges of physical addresses that the file holds, ascending."""

@@ -48,7 +48,7 @@ def _by_kcore(core: File) -> Dump:
         message = "/proc/kcore has no VMCOREINFO note: the kernel is older than 4.19, or lacks CONFIG_VMCORE_INFO"
         raise error(Reason.NO_VMCOREINFO, message, path=core.name)
     architecture = ARCHITECTURES.get(layout.headers.machine) or _architecture()
-    dump = custom(architecture, layout, layout.read, live=True)
+    dump = custom(architecture, layout, layout.read, layout.vmcoreinfo, live=True)
     for virtual, length, physical in layout.headers.direct:
         dump.prog.add_memory_segment(virtual, length, _direct(layout.read, virtual, physical), False)
     return dump
@@ -69,7 +69,7 @@ def _direct(read: PhysicalRead, virtual: int, physical: int) -> PhysicalRead:
 def _by_mem(files: Files, core: File) -> Dump:
     layout = DevMem(core, Ram(files.extra.get("iomem"), files.extra.get("kcore")))
     layout.vmcoreinfo = _note(files, layout)
-    return custom(_architecture(), layout, layout.read, live=True)
+    return custom(_architecture(), layout, layout.read, layout.vmcoreinfo, live=True)
 
 
 def _note(files: Files, layout: DevMem) -> bytes:

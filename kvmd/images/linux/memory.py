@@ -6,6 +6,7 @@ drgn does the reading. Only after it faulted are the page tables walked here, to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from drgn import Architecture, FaultError
 
@@ -13,8 +14,10 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
 from kvmd.images.linux import paging_arm64, paging_x86
 from kvmd.images.linux.pagetable import PageTables, Place
-from kvmd.images.linux.program import Dump
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+
+if TYPE_CHECKING:
+    from kvmd.images.linux.program import Dump
 
 _TEXT = {
     Reason.BEYOND_DUMP: "no memory of the image holds physical address {:#x}",

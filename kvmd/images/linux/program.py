@@ -10,19 +10,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from drgn import Architecture, FaultError, Platform, Program
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Unpack
-from kvmd.images.linux import elf, kdump
+from kvmd.images.linux import elf, kdump, lime
 from kvmd.images.linux.elfcore import ElfLayout
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.kdump import KdumpLayout
 from kvmd.images.linux.kdumpcodecs import unpack
 from kvmd.images.linux.kdumppages import PageReader
-from kvmd.images.linux.layout import Layout
+from kvmd.images.linux.layout import DumpLayout, Layout
+from kvmd.images.linux.lime import LimeLayout
 from kvmd.images.linux.prime import prime
+from kvmd.images.linux.raw import RawLayout
 from kvmd.images.linux.source import FLAT_MAGIC, DumpSource, FileSource, FlatSource, Source
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
@@ -92,25 +95,41 @@ def is_mine(source: Source) -> bool:
     head = source.read(0, 18)
     if head.startswith((kdump.MAGIC, FLAT_MAGIC)):
         return True
+    if head.startswith(lime.MAGIC):
+        return True
     return head.startswith(elf.MAGIC) and (len(head) < 18 or head[16 + (head[5] == 2)] == elf.ET_CORE)
 
 
-def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
-    """Check a dump's headers and open it; the descriptor stays the caller's.
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A dump's file, its headers checked.
+
+    :ivar make: opens it as the kernel that a VMCOREINFO text describes; raises KvmError CORRUPT_IMAGE if drgn can't
+        use the text.
+    """
+
+    layout: DumpLayout
+    make: Callable[[bytes], Dump]
+
+
+def open_file(file: File, unpacker: Callable[[], Unpack] | None = None) -> Opened:
+    """Check a dump's headers; the descriptor stays the caller's.
 
     :param unpacker: see :attr:`kvmd.images.base.Files.unpacker`.
-    :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, NO_VMCOREINFO, UNSUPPORTED_FORMAT, SOURCE_IO.
+    :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, UNSUPPORTED_FORMAT, SOURCE_IO.
     """
     raw = FileSource(file.fd)
     flat = raw.read(0, len(FLAT_MAGIC)) == FLAT_MAGIC
     try:
         source: DumpSource = FlatSource(raw) if flat else raw
         magic = source.read(0, 8)
-        if magic.startswith(elf.MAGIC):
-            return _open_elf(source)
         if magic == kdump.MAGIC:
             return _open_kdump(file, source, flat, unpacker or (lambda: unpack))
-        raise error(Reason.CORRUPT_IMAGE, "a flattened dump of neither KDUMP nor ELF")
+        if magic.startswith(elf.MAGIC):
+            return _open_elf(source)
+        if flat:
+            raise error(Reason.CORRUPT_IMAGE, "a flattened dump of neither KDUMP nor ELF")
+        return _open_segments(LimeLayout(source) if magic.startswith(lime.MAGIC) else RawLayout(source))
     except KvmError as e:
         e.metadata.setdefault("path", file.name)
         raise
@@ -120,36 +139,52 @@ def _told(info: VmcoreInfo, machine: str) -> Architecture | None:
     """The architecture by VMCOREINFO: QEMU leaves the machine empty, or writes ``Unknown`` (7.2's for arm64)."""
     if machine not in ("", "Unknown"):
         return None
-    return Architecture.AARCH64 if info.number("kimage_voffset") is not None else Architecture.X86_64
+    return _architecture(info)
 
 
-def _program(platform: Architecture | None = None) -> Program:
-    prog = Program(Platform(platform)) if platform else Program()
+def _program(platform: Architecture, text: bytes | None = None) -> Program:
+    prog = Program(Platform(platform), vmcoreinfo=text) if text else Program(Platform(platform))
     prog.set_enabled_debug_info_finders([])  # nothing is looked up in a file system or on a network
     return prog
 
 
-def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, *, live: bool = False) -> Dump:
+def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, text: bytes, *, live: bool = False) -> Dump:
     """A Program whose physical memory is read by a function; virtual addresses go through the page tables.
 
+    :param text: the kernel's VMCOREINFO.
     :raises KvmError: CORRUPT_IMAGE if drgn can't use the VMCOREINFO.
     """
     prog = _program(architecture)
     prog.add_memory_segment(0, _ALL, read, True)
     with guarded("the kernel's VMCOREINFO"):
-        prog.set_linux_kernel_custom(layout.vmcoreinfo, live)
-    return Dump(prog, layout, VmcoreInfo.parse(layout.vmcoreinfo), architecture, live)
+        prog.set_linux_kernel_custom(text, live)
+    return Dump(prog, layout, VmcoreInfo.parse(text), architecture, live)
 
 
-def _open_elf(source: DumpSource) -> Dump:
+def _open_elf(source: DumpSource) -> Opened:
     layout = ElfLayout(source)
     architecture = ARCHITECTURES.get(layout.machine)
     if architecture is None:
         raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {layout.machine}, which is not supported")
-    return replace(custom(architecture, layout, layout.read), into=layout.read_into)
+    return Opened(layout, partial(_by_segments, layout, architecture))
 
 
-def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], Unpack]) -> Dump:
+def _open_segments(layout: LimeLayout | RawLayout) -> Opened:
+    return Opened(layout, lambda text: _by_segments(layout, _architecture(VmcoreInfo.parse(text)), text))
+
+
+def _by_segments(layout: ElfLayout | LimeLayout | RawLayout, architecture: Architecture, text: bytes) -> Dump:
+    return replace(custom(architecture, layout, layout.read, text), into=layout.read_into)
+
+
+def _architecture(info: VmcoreInfo) -> Architecture:
+    """The architecture by what VMCOREINFO tells (arch/*/kernel/crash_core*.c), where the format has no word of it."""
+    if info.number("kimage_voffset") is not None:
+        return Architecture.AARCH64
+    return Architecture.RISCV64 if info.number("va_kernel_pa_offset") is not None else Architecture.X86_64
+
+
+def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], Unpack]) -> Opened:
     layout = KdumpLayout(source)
     info = VmcoreInfo.parse(layout.vmcoreinfo)
     architecture = ARCHITECTURES.get(layout.machine) or _told(info, layout.machine)
@@ -159,10 +194,14 @@ def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], U
     if own != str(layout.page_size):  # QEMU's of arm64: libkdumpfile counts in the kernel's pages, and finds none
         message = f"a dump in pages of {layout.page_size} bytes of a kernel whose pages have {own}"
         raise error(Reason.UNSUPPORTED_FORMAT, f"{message}; take an ELF dump instead")
-    prog = _program(architecture)
-    with guarded("the dump's headers"):
-        prog.set_core_dump(os.dup(file.fd))  # which drgn closes
-    into = PageReader(source, layout, unpacker()).read_into
-    if layout.guarded and not flat:
-        return replace(custom(architecture, layout, _Guard(prog, layout).read), into=into)
-    return Dump(prog, layout, info, architecture, into=into)
+
+    def make(text: bytes) -> Dump:
+        with guarded("the dump's headers"):
+            prog = _program(architecture, None if layout.vmcoreinfo else text)
+            prog.set_core_dump(os.dup(file.fd))  # which drgn closes
+        into = PageReader(source, layout, unpacker()).read_into
+        if layout.guarded and not flat:
+            return replace(custom(architecture, layout, _Guard(prog, layout).read, text), into=into)
+        return Dump(prog, layout, VmcoreInfo.parse(text), architecture, into=into)
+
+    return Opened(layout, make)

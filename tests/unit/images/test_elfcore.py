@@ -88,11 +88,8 @@ def test_a_read_runs_over_segments() -> None:
         (core([(0, 4096, PAGE)], phnum=0xFFFE), Reason.TRUNCATED_IMAGE),
         (core([(0, 4096, PAGE)], phnum=0xFFFF), Reason.CORRUPT_IMAGE),
         (core([(0, 4096, PAGE)], phnum=0xFFFF, shoff=1 << 40), Reason.TRUNCATED_IMAGE),
-        (core([(0, 4096, PAGE)], phnum=0), Reason.NO_VMCOREINFO),
+        (core([(0, 4096, PAGE)], phnum=0), Reason.CORRUPT_IMAGE),
         (core([(0, 4096, PAGE)], phoff=(1 << 64) - 1), Reason.TRUNCATED_IMAGE),
-        (core([(0, 4096, PAGE)], notes=b""), Reason.NO_VMCOREINFO),
-        (core([(0, 4096, PAGE)], notes=note(b"CORE\0")), Reason.NO_VMCOREINFO),
-        (core([(0, 4096, PAGE)], notes=struct.pack("<III", 4, 1 << 31, 0) + b"VMCO"), Reason.NO_VMCOREINFO),
         (core([]), Reason.CORRUPT_IMAGE),
         (core([((1 << 64) - 4096, 8192, PAGE)]), Reason.CORRUPT_IMAGE),
         (core([(0, 1, PAGE)]), Reason.CORRUPT_IMAGE),
@@ -102,6 +99,20 @@ def test_a_read_runs_over_segments() -> None:
 )
 def test_headers_that_lie(data: bytes, wanted: Reason) -> None:
     assert reason(data) is wanted
+
+
+@pytest.mark.parametrize(
+    "notes", [b"", note(b"CORE\0"), struct.pack("<III", 4, 1 << 31, 0) + b"VMCO"], ids=["none", "other", "cut"]
+)
+def test_a_core_without_vmcoreinfo_has_none(notes: bytes) -> None:
+    assert ElfLayout(Bytes(core([(0, 4096, PAGE)], notes=notes))).vmcoreinfo == b""
+
+
+def test_the_runs_that_a_cut_core_holds() -> None:
+    data = core([(0, 0x1000, PAGE), (0x4000, 0x3000, PAGE), (0x9000, 0x1000, PAGE)])
+    assert list(ElfLayout(Bytes(data)).runs()) == [range(0x1000), range(0x4000, 0x5000), range(0x9000, 0xA000)]
+    runs = list(ElfLayout(Bytes(data[:-100])).runs())
+    assert runs[-1] == range(0x9000, 0xA000 - 100)
 
 
 def test_a_cut_core_is_read_as_far_as_it_goes() -> None:

@@ -13,10 +13,10 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
-DIGITS = b"".join(b"%c\0" % digit for digit in b"0123456789")
-"""What a token table holds, and little else."""
+DIGITS = b"\0".join(b"%c" % digit for digit in b"0123456789")
+"""What a token table holds, and little else; looked for from its end, which is no zero as most of memory is."""
 
 _TOKEN = re.compile(rb"[!-~]*")
 _LETTER = re.compile(rb"[A-Za-z?-]")
@@ -26,10 +26,7 @@ _STEP = (256 * 2, 256 * (_NAME_MAX + 2))  # bytes of 256 names
 _LEAST = 1024  # symbols; the smallest kernels have thousands
 _MOST = 1 << 20
 _STARTS = 64  # of markers, that are looked at
-_MARKERS = {  # a zero, then a number that two names and more for each symbol give
-    4: re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x07]\0)", re.S),
-    8: re.compile(rb"(?=\0{8}.[\x02-\xff][\0-\x07]\0{5})", re.S),
-}
+_FIRST = re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x0f]\0)", re.S)  # a zero, then what 256 names have
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +76,51 @@ def tokens_at(window: bytes, digits: int) -> Tokens | None:
 
 def names_before(window: bytes, tokens: Tokens) -> Iterator[Names]:
     """Give what can be the names that a token table belongs to; they end before it."""
-    for width, zero in _MARKERS.items():
-        seen = 0
-        for match in zero.finditer(window, 0, tokens.start):
-            if match.start() % 4:
-                continue
-            markers = _run(window, match.start(), width, tokens.start)
-            if len(markers) * 256 < _LEAST:
-                continue
+    for start, width, markers in _markers(window, tokens.start):
+        for found in _names(window, start, markers, tokens):
+            after = tokens.start - start - width * len(markers)
+            if after < 8 or 0 <= after - 3 * len(found.names) < 8:  # 6.2 and 6.3: their order by name
+                yield found
+                return
+
+
+def _markers(window: bytes, end: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Give what can be markers: their offset, the size of each, and they. The likeliest come first."""
+    for width, last in ((4, end), (4, end - 4), (8, end)):
+        markers = _run_back(window, last, width)
+        if markers:
+            yield last - width * len(markers), width, markers
+    starts = [match.start() for match in _FIRST.finditer(window, 0, end) if not match.start() % 4]
+    seen = 0
+    for start in reversed(starts):
+        markers = _run(window, start, end)
+        if markers:
+            yield start, 4, markers
             seen += 1
-            if seen > _STARTS:
-                break
-            yield from _names(window, match.start(), markers, tokens)
+        if seen >= _STARTS:
+            return
 
 
-def _run(window: bytes, at: int, width: int, end: int) -> list[int]:
-    """The markers from an offset on: they ascend by what 256 names have."""
+def _run_back(window: bytes, end: int, width: int) -> list[int]:
+    """The markers that end at an offset: they ascend from zero by what 256 names have; none if they are too few."""
     words = array("I" if width == 4 else "Q")
-    words.frombytes(window[at : at + min((end - at) // width, _MOST // 256) * width])
-    found = [words[0]] if words else []
-    for word in words[1:]:
-        if not _STEP[0] <= word - found[-1] <= _STEP[1]:
-            break
-        found.append(word)
-    return found
+    size = min(max(end, 0) // width, _MOST // 256) * width
+    words.frombytes(window[end - size : end] if size else b"")
+    words.reverse()
+    for number, (word, before) in enumerate(pairwise(words), 2):
+        if not _STEP[0] <= word - before <= _STEP[1]:
+            return []
+        if not before:
+            return list(reversed(words[:number])) if number * 256 >= _LEAST else []
+    return []
+
+
+def _run(window: bytes, at: int, end: int) -> list[int]:
+    """The same of markers that begin at an offset."""
+    words = array("I")
+    words.frombytes(window[at : at + min((end - at) // 4, _MOST // 256) * 4])
+    count = next((n for n, (a, b) in enumerate(pairwise(words), 1) if not _STEP[0] <= b - a <= _STEP[1]), len(words))
+    return list(words[:count]) if count * 256 >= _LEAST else []
 
 
 def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Iterator[Names]:
@@ -119,17 +137,16 @@ def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Itera
         for at in (low + 4 * place, low + 4 * place + 4):
             if at > low + 4 * place and window[at - 4 : at] != b"\0\0\0\0":
                 continue
-            found = _walk(window, at, end, count, markers, tokens.strings)
+            found = _walk(window, range(at, end), count, markers, tokens.strings)
             if found is not None:
                 yield Names(low - 4 + 4 * place, tokens.end, found)
 
 
-def _walk(  # noqa: PLR0913 - what is known of names
-    window: bytes, start: int, end: int, count: int, markers: list[int], tokens: list[bytes]
-) -> list[bytes] | None:
+def _walk(window: bytes, span: range, count: int, markers: list[int], tokens: list[bytes]) -> list[bytes] | None:
     """Decode names; None unless they are as many as they should be, agree with the markers, and end where they end."""
     names: list[bytes] = []
     token = tokens.__getitem__
+    start, end = span.start, span.stop
     at = start
     for number in range(count):
         if not number & 255 and at - start != markers[number >> 8]:

@@ -1,10 +1,10 @@
 """The values of kallsyms' symbols, beside names that were found: every layout since Linux 4.6, tried in turn. Pure.
 
-Source: Linux scripts/kallsyms.c and kernel/kallsyms.c. Before 6.4 they lie before the number of symbols, since then after
-the token index. They are 64-bit addresses (before 4.6, and without CONFIG_KALLSYMS_BASE_RELATIVE until 6.11), or
+Source: Linux scripts/kallsyms.c and kernel/kallsyms.c. Before 6.4 they lie before the number of symbols, since then
+after the token index. They are 64-bit addresses (before 4.6, and without CONFIG_KALLSYMS_BASE_RELATIVE until 6.11), or
 32-bit offsets and ``kallsyms_relative_base``, which is the lowest address; with CONFIG_KALLSYMS_ABSOLUTE_PERCPU (until
-6.14) offsets below zero count down from the base less one, the others are values themselves. Since 7.0 there is no base:
-each is relative to its own place.
+6.14) offsets below zero count down from the base less one, the others are values themselves. Since 7.0 there is no
+base: each is relative to its own place.
 """
 
 from __future__ import annotations

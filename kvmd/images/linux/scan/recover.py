@@ -1,0 +1,119 @@
+"""The kernel of a dump without VMCOREINFO: the note's text as it lies in memory, else one that is made anew.
+
+What is found counts if the page tables that it names lead to a kernel of the release that it names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import CHUNK, File, Unpack
+from kvmd.images.linux.layout import DumpLayout
+from kvmd.images.linux.memory import Memory
+from kvmd.images.linux.program import Dump, open_file
+from kvmd.images.linux.scan import rebuild
+from kvmd.images.linux.scan.kallsyms import BANNER, around
+from kvmd.images.linux.scan.names import DIGITS
+from kvmd.images.linux.scan.search import Read, search, window
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+
+NOTHING = b"OSRELEASE=6.0.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff80000000\n"
+"""What drgn takes for VMCOREINFO where physical memory alone is read."""
+_HEAD = b"OSRELEASE="
+_TEXT = re.compile(rb"OSRELEASE=[!-~]+\n[\n -~]*\n")
+_TEXT_MAX = 1 << 14  # VMCOREINFO_BYTES is a page, of 64 KiB at most; its text has 4 KiB
+_NEEDED = {"swapper_pg_dir", "_stext", "init_uts_ns"}
+_MOST = 512  # places of each kind
+_PAGE = 4096
+
+Make = Callable[[bytes], Dump]
+"""Opens a dump with a VMCOREINFO text."""
+
+
+def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
+    """Open a dump as the kernel that its VMCOREINFO describes, or that is found in it.
+
+    :param unpacker: see :attr:`kvmd.images.base.Files.unpacker`.
+    :raises KvmError: as :func:`~kvmd.images.linux.program.open_file`; NO_VMCOREINFO if it has none and no kernel is
+        found, AMBIGUOUS if several are.
+    """
+    opened = open_file(file, unpacker)
+    try:
+        text = opened.layout.vmcoreinfo or _found(opened.layout, opened.make)
+        return opened.make(text)
+    except KvmError as e:
+        e.metadata.setdefault("path", file.name)
+        raise
+
+
+def _found(layout: DumpLayout, make: Make) -> bytes:
+    read = _fast(Memory(make(NOTHING)))
+    places = _places(read, layout.runs())
+    found = _fitting(make, _notes(read, places[_HEAD]))
+    if not found:
+        found = _fitting(make, _rebuilt(read, places))
+    if len(found) > 1:
+        message = "no VMCOREINFO, and several kernels lie in its memory"
+        raise error(Reason.AMBIGUOUS, f"the dump has {message}; dump the guest with vmcoreinfo=on")
+    if not found:
+        message = "the dump has no VMCOREINFO, and no kernel was found in its memory"
+        raise error(Reason.NO_VMCOREINFO, f"{message}; dump the guest with vmcoreinfo=on")
+    return found[0]
+
+
+def _fast(memory: Memory) -> Read:
+    """Physical memory, without a copy where there is such a way."""
+
+    def read(address: int, length: int) -> bytes:
+        data = bytearray(min(length, CHUNK))
+        return bytes(data) if memory.physical_into(address, memoryview(data)) else memory.physical(address, length)
+
+    return read
+
+
+def _places(read: Read, runs: Iterable[range]) -> dict[bytes, list[int]]:
+    """Where there is what a kernel has, in one look through memory."""
+    places: dict[bytes, list[int]] = {_HEAD: [], DIGITS: [], BANNER: []}
+    for string, place in search(read, runs, tuple(places), _PAGE):
+        if len(places[string]) < _MOST:
+            places[string].append(place)
+    return places
+
+
+def _notes(read: Read, places: list[int]) -> Iterator[bytes]:
+    for place in places:
+        text = _TEXT.match(window(read, place, place + _TEXT_MAX, _PAGE))
+        if (
+            text is not None
+            and {"swapper_pg_dir", "_stext", "init_uts_ns"} <= VmcoreInfo.parse(text[0]).symbols().keys()
+        ):
+            yield text[0]
+
+
+def _rebuilt(read: Read, places: dict[bytes, list[int]]) -> Iterator[bytes]:
+    for place in places[DIGITS]:
+        for symbols in around(read, place, _PAGE):
+            yield from rebuild.texts(read, symbols, places[BANNER])
+
+
+def _fitting(make: Make, texts: Iterable[bytes]) -> list[bytes]:
+    """Those that are a kernel's, each once; of one that another continues (a crash adds to it) the longer."""
+    found: list[bytes] = []
+    for text in sorted(set(texts), key=len, reverse=True):
+        if not any(longer.startswith(text) for longer in found) and _fits(make, text):
+            found.append(text)
+    return found
+
+
+def _fits(make: Make, text: bytes) -> bool:
+    try:
+        dump = make(text)
+        info = dump.vmcoreinfo
+        memory = Memory(dump)
+        memory.kernel(info.symbol("_stext") or 0, 16)
+        names = memory.kernel(info.symbol("init_uts_ns") or 0, 512)
+    except KvmError:
+        return False
+    return b"\0" + info.release.encode() + b"\0" in names
