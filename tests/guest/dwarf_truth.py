@@ -22,8 +22,8 @@ from drgn.helpers.linux.slab import for_each_slab_cache
 from kvmd.images.linux.objects.table import OBJECTS
 
 STRUCTS = {
-    "task_struct": "pid tgid real_parent group_leader tasks thread_group comm __state exit_state flags mm active_mm "
-    "cred real_cred signal static_prio prio start_boottime stack thread_pid nsproxy files fs thread",
+    "task_struct": "pid tgid real_parent group_leader tasks thread_group comm __state state exit_state flags mm "
+    "active_mm cred real_cred signal static_prio prio start_boottime stack thread_pid nsproxy files fs thread",
     "mm_struct": "pgd arg_start arg_end env_start env_end rss_stat total_vm mm_users mm_mt brk start_stack",
     "cred": "uid gid euid egid suid group_info user_ns",
     "signal_struct": "tty nr_threads pids leader group_stop_count rlim",
@@ -47,9 +47,16 @@ schedule do_exit vfs_read tcp_v4_rcv panic sys_call_table __per_cpu_offset nr_cp
 PER_CPU = "runqueues kernel_cpustat tick_cpu_sched current_task pcpu_hot irq_stat cpu_number"
 
 
-def member(prog: drgn.Program, struct: str, name: str) -> list[int]:
+def known(prog: drgn.Program, struct: str) -> drgn.Type | None:
+    """A struct of this kernel."""
+    try:
+        return prog.type(f"struct {struct}")
+    except LookupError:
+        return None
+
+
+def member(kind: drgn.Type, name: str) -> list[int]:
     """Offset and size of a member, in bits."""
-    kind = prog.type(f"struct {struct}")
     found = kind.member(name)
     size = found.bit_field_size or 8 * drgn.sizeof(found.type)
     return [found.bit_offset, size]
@@ -75,15 +82,17 @@ def main() -> None:
     prog = drgn.Program()
     prog.set_core_dump(sys.argv[2])
     prog.load_debug_info([sys.argv[1]])
-    members = {}
+    members, sizes = {}, {}
     for table in (STRUCTS, BIT_FIELDS):
         for struct, names in table.items():
-            for name in names.split():
-                with suppress(LookupError):  # a kernel without networking
-                    members[f"{struct}.{name}"] = member(prog, struct, name)
+            kind = known(prog, struct)
+            if kind is not None:
+                sizes[struct] = drgn.sizeof(kind)
+                there = filter(kind.has_member, names.split())
+                members |= {f"{struct}.{name}": member(kind, name) for name in there}
     document = {
         "members": members,
-        "sizes": {name: drgn.sizeof(prog.type(f"struct {name}")) for name in {key.split(".")[0] for key in members}},
+        "sizes": sizes,
         "symbols": symbols(prog, SYMBOLS.split()),
         "objects": symbols(prog, (*OBJECTS, "__per_cpu_offset", *PER_CPU.split())),
         "constants": {name: prog[name].value_() for name in CONSTANTS},

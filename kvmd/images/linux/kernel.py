@@ -165,7 +165,7 @@ class Kernel:
             return None
         self._loading = True
         try:
-            found = of_kernel(self.memory.kernel, stext, self.dump.layout.page_size)
+            found = of_kernel(self.memory.attempt, stext, self.dump.layout.page_size)
             index = found.index() if found else None
             return Kallsyms(lambda: index, source=symbol_pb2.SYMBOL_SOURCE_SCAN) if index else None
         except KvmError as e:

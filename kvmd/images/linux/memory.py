@@ -115,6 +115,17 @@ class Memory:
             raise self._blame(address, length, lambda a, n: self._prog.read(a, n, True), self._why_physical) from e
         return data
 
+    def attempt(self, address: int, length: int, *, physical: bool = False) -> bytes | None:
+        """Read at most a chunk without asking why if not all of it can be read: for looking through much memory."""
+        if physical and self._into is not None:
+            data = bytearray(length)
+            return bytes(data) if self.physical_into(address, memoryview(data)) else None
+        try:
+            found: bytes = self._prog.read(address, length, physical)
+        except (FaultError, ValueError, KvmError):
+            return None
+        return found
+
     def translate(self, address: int, root: int | None = None) -> Place:
         """Translate a virtual address of the kernel.
 

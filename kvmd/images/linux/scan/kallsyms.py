@@ -84,7 +84,8 @@ def parse(data: bytes, digits: int, address: int) -> Iterator[Symbols]:
     tokens = tokens_at(data, digits)
     if tokens is None:
         return
-    for names in names_before(data, tokens):
+    names = names_before(data, tokens)
+    if names is not None:
         for found in values(data, address, names):
             yield Symbols(found, names.names)
 

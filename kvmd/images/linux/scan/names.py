@@ -25,7 +25,6 @@ _NAME_MAX = 1 << 11  # KSYM_NAME_LEN is 512 at most (since 6.1), and a token has
 _STEP = (256 * 2, 256 * (_NAME_MAX + 2))  # bytes of 256 names
 _LEAST = 1024  # symbols; the smallest kernels have thousands
 _MOST = 1 << 20
-_STARTS = 64  # of markers, that are looked at
 _FIRST = re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x0f]\0)", re.S)  # a zero, then what 256 names have
 
 
@@ -74,31 +73,28 @@ def tokens_at(window: bytes, digits: int) -> Tokens | None:
     return None
 
 
-def names_before(window: bytes, tokens: Tokens) -> Iterator[Names]:
-    """Give what can be the names that a token table belongs to; they end before it."""
-    for start, width, markers in _markers(window, tokens.start):
-        for found in _names(window, start, markers, tokens):
-            after = tokens.start - start - width * len(markers)
-            if after < 8 or 0 <= after - 3 * len(found.names) < 8:  # 6.2 and 6.3: their order by name
-                yield found
-                return
+def names_before(window: bytes, tokens: Tokens) -> Names | None:
+    """The names that a token table belongs to; they end before it. None if there are none."""
+    for start, markers in _markers(window, tokens.start):
+        found = _names(window, start, markers, tokens)
+        if found is not None:
+            return found
+    return None
 
 
-def _markers(window: bytes, end: int) -> Iterator[tuple[int, int, list[int]]]:
-    """Give what can be markers: their offset, the size of each, and they. The likeliest come first."""
+def _markers(window: bytes, end: int) -> Iterator[tuple[int, list[int]]]:
+    """Give what can be markers, and where they begin. They end where the tokens begin, or their alignment."""
     for width, last in ((4, end), (4, end - 4), (8, end)):
         markers = _run_back(window, last, width)
         if markers:
-            yield last - width * len(markers), width, markers
-    starts = [match.start() for match in _FIRST.finditer(window, 0, end) if not match.start() % 4]
-    seen = 0
-    for start in reversed(starts):
-        markers = _run(window, start, end)
-        if markers:
-            yield start, 4, markers
-            seen += 1
-        if seen >= _STARTS:
-            return
+            yield last - width * len(markers), markers
+    low = max(end - 3 * _MOST - 4 * _MOST // 256, 0)
+    for match in _FIRST.finditer(window, low, end):
+        markers = [] if match.start() % 4 else _run(window, match.start(), end)
+        # 6.2 and 6.3: between them lies the symbols' order by name, 3 bytes each.
+        after = end - match.start() - 4 * len(markers)
+        if markers and 3 * 256 * (len(markers) - 1) < after < 3 * 256 * len(markers) + 8:
+            yield match.start(), markers
 
 
 def _run_back(window: bytes, end: int, width: int) -> list[int]:
@@ -123,8 +119,8 @@ def _run(window: bytes, at: int, end: int) -> list[int]:
     return list(words[:count]) if count * 256 >= _LEAST else []
 
 
-def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Iterator[Names]:
-    """What can be names that end at an offset: their number stands before them."""
+def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Names | None:
+    """The names that end at an offset: their number stands before them."""
     most = 256 * len(markers)
     high = end - markers[-1]
     low = max(high - _STEP[1], 4) + 3 & ~3
@@ -139,7 +135,8 @@ def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Itera
                 continue
             found = _walk(window, range(at, end), count, markers, tokens.strings)
             if found is not None:
-                yield Names(low - 4 + 4 * place, tokens.end, found)
+                return Names(low - 4 + 4 * place, tokens.end, found)
+    return None
 
 
 def _walk(window: bytes, span: range, count: int, markers: list[int], tokens: list[bytes]) -> list[bytes] | None:

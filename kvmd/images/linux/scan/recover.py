@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import CHUNK, File, Unpack
+from kvmd.images.base import File, Unpack
 from kvmd.images.linux.layout import DumpLayout
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.program import Dump, open_file
@@ -49,7 +50,7 @@ def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
 
 
 def _found(layout: DumpLayout, make: Make) -> bytes:
-    read = _fast(Memory(make(NOTHING)))
+    read = partial(Memory(make(NOTHING)).attempt, physical=True)
     places = _places(read, layout.runs())
     found = _fitting(make, _notes(read, places[_HEAD]))
     if not found:
@@ -61,16 +62,6 @@ def _found(layout: DumpLayout, make: Make) -> bytes:
         message = "the dump has no VMCOREINFO, and no kernel was found in its memory"
         raise error(Reason.NO_VMCOREINFO, f"{message}; dump the guest with vmcoreinfo=on")
     return found[0]
-
-
-def _fast(memory: Memory) -> Read:
-    """Physical memory, without a copy where there is such a way."""
-
-    def read(address: int, length: int) -> bytes:
-        data = bytearray(min(length, CHUNK))
-        return bytes(data) if memory.physical_into(address, memoryview(data)) else memory.physical(address, length)
-
-    return read
 
 
 def _places(read: Read, runs: Iterable[range]) -> dict[bytes, list[int]]:
@@ -111,9 +102,7 @@ def _fits(make: Make, text: bytes) -> bool:
     try:
         dump = make(text)
         info = dump.vmcoreinfo
-        memory = Memory(dump)
-        memory.kernel(info.symbol("_stext") or 0, 16)
-        names = memory.kernel(info.symbol("init_uts_ns") or 0, 512)
+        names = Memory(dump).kernel(info.symbol("init_uts_ns") or 0, 512)
     except KvmError:
         return False
     return b"\0" + info.release.encode() + b"\0" in names

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK
 
 _STEP = 2 << 20  # by which kernels are mapped, but for the ends of their sections
 _IMAGE, _GAP = 512 << 20, 16 << 20  # the most that an image has, and where nothing is mapped for so long it has ended
-Read = Callable[[int, int], bytes]
-"""Reads exactly, at most a chunk, or raises KvmError with ``readable`` in its metadata."""
+Read = Callable[[int, int], bytes | None]
+"""Reads exactly, at most a chunk; None if not all of it can be read."""
 
 
 def search(read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int) -> Iterator[tuple[bytes, int]]:
@@ -56,16 +55,20 @@ def _sparse(text: bytes, string: bytes) -> Iterator[int]:
 
 def readable(read: Read, start: int, length: int, page: int) -> Iterator[tuple[int, bytes]]:
     """The parts of a range that can be read."""
-    end = start + length
-    while start < end:
-        try:
-            yield start, read(start, end - start)
-            return
-        except KvmError as e:
-            size = int(e.metadata.get("readable", "0"))
-        if size:
-            yield start, read(start, size)
-        start = (start + size & -page) + page
+    whole = read(start, length)
+    if whole is not None:
+        yield start, whole
+        return
+    held: list[bytes] = []
+    for at in range(start, start + length, page):
+        data = read(at, min(page - at % page, start + length - at))
+        if data is not None:
+            held.append(data)
+        elif held:
+            yield at - sum(map(len, held)), b"".join(held)
+            held = []
+    if held:
+        yield start + length - sum(map(len, held)), b"".join(held)
 
 
 def window(read: Read, start: int, end: int, page: int) -> bytes:
@@ -82,15 +85,9 @@ def mapped(read: Read, start: int) -> list[range]:
     runs: list[range] = []
     at = start & -_STEP
     while at < min(start + _IMAGE, 1 << 64) and at - (runs[-1].stop if runs else start) < _GAP:
-        if any(True for place in range(at, at + _STEP, _STEP // 4) for _ in _one(read, place)):
+        if any(read(place, 1) for place in range(at, at + _STEP, _STEP // 4)):
             joined = bool(runs) and runs[-1].stop == at
             runs[-1:] = [range(runs[-1].start, at + _STEP)] if joined else [*runs[-1:], range(at, at + _STEP)]
         at += _STEP
     return runs
 
-
-def _one(read: Read, at: int) -> Iterator[bytes]:
-    try:
-        yield read(at, 1)
-    except KvmError:
-        return
