@@ -90,4 +90,3 @@ def mapped(read: Read, start: int) -> list[range]:
             runs[-1:] = [range(runs[-1].start, at + _STEP)] if joined else [*runs[-1:], range(at, at + _STEP)]
         at += _STEP
     return runs
-

@@ -24,23 +24,32 @@ def values(window: bytes, address: int, names: Names) -> Iterator[list[int]]:
 
     :param address: of the window; what is relative to its own place counts from there.
     """
+    told = False
+    for found in _told(window, names):
+        if _plausible(found):
+            told = True
+            yield found
+    offsets = _array("i", window, names.end, len(names.names))
+    if offsets and not told:
+        places = range(address + names.end, address + names.end + 4 * len(offsets), 4)
+        own = [place + offset & _ALL for place, offset in zip(places, offsets, strict=True)]
+        if own == sorted(own) and own[0] != own[-1]:
+            yield own
+
+
+def _told(window: bytes, names: Names) -> Iterator[list[int]]:
+    """What the values are in each layout that tells addresses, or a base."""
     count = len(names.names)
     before = names.count_at & ~7
     pairs = ((before - 8 - _aligned(4 * count), before - 8), (names.end, names.end + _aligned(4 * count)))
     for offsets_at, base_at in pairs:
         offsets, base = _array("i", window, offsets_at, count), _array("Q", window, base_at, 1)
         if offsets and base:
-            yield from filter(_plausible, _relative(offsets, base[0]))
+            yield from _relative(offsets, base[0])
     for at in (before - 8 * count, names.end):
         addresses = _array("Q", window, at, count)
-        if addresses and _plausible(found := list(addresses)):
-            yield found
-    offsets = _array("i", window, names.end, count)
-    if offsets:
-        places = range(address + names.end, address + names.end + 4 * count, 4)
-        own = [place + offset & _ALL for place, offset in zip(places, offsets, strict=True)]
-        if own == sorted(own) and own[0] != own[-1]:
-            yield own
+        if addresses:
+            yield list(addresses)
 
 
 def _aligned(size: int) -> int:
