@@ -147,9 +147,12 @@ class KdumpLayout:
     def runs(self) -> Iterator[range]:
         """See :class:`~kvmd.images.linux.layout.DumpLayout`."""
         for at in range(0, -(-self._pages // 8), _BLOCK):
-            block = int.from_bytes(self._source.read(self._bitmap + self._half + at, _BLOCK), "little")
+            left = self._pages - at * 8
+            block = int.from_bytes(
+                self._source.read(self._bitmap + self._half + at, min(_BLOCK, -(-left // 8))), "little"
+            )
             first = at * 8 * self.page_size
-            for run in _ONES.finditer(f"{block:b}"[::-1]):
+            for run in _ONES.finditer(f"{block:b}"[::-1][:left]):
                 yield range(first + run.start() * self.page_size, first + run.end() * self.page_size)
 
     def trouble(self, address: int) -> Reason | None:

@@ -96,6 +96,7 @@ def _text(read: Read, symbols: Symbols, base: int) -> Iterator[bytes]:
         *_build_id(symbols, at),
         b"PAGESIZE=4096",
         b"SYMBOL(init_uts_ns)=%x" % where[b"init_uts_ns"],
+        b"OFFSET(uts_namespace.name)=%d" % name,
         b"SYMBOL(swapper_pg_dir)=%x" % where[b"init_top_pgt"],
         b"SYMBOL(_stext)=%x" % where[b"_stext"],
         b"NUMBER(phys_base)=%d" % (KERNEL_MAP - base),

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from drgn import Architecture
+
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Unpack
 from kvmd.images.linux.layout import DumpLayout
@@ -28,6 +30,7 @@ _TEXT_MAX = 1 << 14  # VMCOREINFO_BYTES is a page, of 64 KiB at most; its text h
 _NEEDED = {"swapper_pg_dir", "_stext", "init_uts_ns"}
 _MOST = 512  # places of each kind
 _PAGE = 4096
+_UTS = 400  # bytes of init_uts_ns: a counter, and six names of 65
 
 Make = Callable[[bytes], Dump]
 """Opens a dump with a VMCOREINFO text."""
@@ -99,10 +102,17 @@ def _fitting(make: Make, texts: Iterable[bytes]) -> list[bytes]:
 
 
 def _fits(make: Make, text: bytes) -> bool:
+    """Whether the page tables that a text names lead to the release that it names."""
     try:
         dump = make(text)
-        info = dump.vmcoreinfo
-        names = Memory(dump).kernel(info.symbol("init_uts_ns") or 0, 512)
+        memory, info = Memory(dump), dump.vmcoreinfo
+        uts = info.symbol("init_uts_ns") or 0
+        names = [memory.kernel(uts, _UTS)]
+        # libkdumpfile finds page tables of its own, and does not mind what the text says.
+        if memory.tables is not None:
+            names.append(memory.physical(memory.translate(uts).physical, _UTS))
+        elif dump.architecture is Architecture.X86_64:
+            return False
     except KvmError:
         return False
-    return b"\0" + info.release.encode() + b"\0" in names
+    return all(b"\0" + info.release.encode() + b"\0" in name for name in names)
