@@ -31,7 +31,7 @@ class Info:
     :ivar taint: the letters of /proc/sys/kernel/tainted; empty if untainted.
     :ivar build_id: the kernel's build id, in hexadecimal digits.
     :ivar paging_levels: levels of page tables.
-    :ivar symbols: where symbols come from: ``kallsyms`` or ``execfile``.
+    :ivar symbols: where symbols come from: ``execfile``, ``kallsyms``, ``scan`` or ``vmcoreinfo``.
     :ivar types: where types come from: ``btf`` or ``dwarf``.
     :ivar load_average: over 1, 5 and 15 minutes.
     """
@@ -67,7 +67,7 @@ class Symbol:
     :ivar value: the address, KASLR included; of a per-CPU symbol the offset.
     :ivar n_type: nlist(3)'s: N_ABS 2, N_TEXT 4, N_DATA 6, N_BSS 8, or-ed with N_EXT 1 if global.
     :ivar size: in bytes; 0 where the source does not know it.
-    :ivar source: ``execfile``, ``kallsyms`` or ``vmcoreinfo``.
+    :ivar source: ``execfile``, ``kallsyms``, ``scan`` (kallsyms that memory was scanned for) or ``vmcoreinfo``.
     :ivar module: the module that holds it; empty for the kernel's own.
     """
 

@@ -1,6 +1,6 @@
 """Damaged kallsyms tables: whatever they hold, the answer is none or a list, in bounded time.
 
-``KVMD_FUZZ_KALLSYMS`` says how many inputs; a million take an hour or two.
+``KVMD_FUZZ_KALLSYMS`` says how many inputs; a million take half an hour.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ TABLES: list[tuple[Layout, Made]] = [(layout, made(layout, symbols(1100, layout)
 INTERESTING = (b"\0", b"\xff", b"\x80", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x80", bytes(64), b"\xff" * 64)
 
 
-def check(data: bytes) -> int:
-    """Look for tables; give how many there are."""
+def check(data: bytes, *, index: bool = True) -> int:
+    """Look for tables; give how many there are.
+
+    :param index: whether drgn's is made, too, which takes longer than all the rest.
+    """
     place = data.find(DIGITS)
     if place < 0:
         return 0
@@ -33,7 +36,7 @@ def check(data: bytes) -> int:
         assert len(one.values) == len(one.names) <= 1 << 20
         assert one.values == sorted(one.values)
         assert all(0 <= value < 1 << 64 for value in (one.values[0], one.values[-1]))
-        assert len(list(one.index()(None, None, None, False))) == len(one.names)  # type: ignore[arg-type]
+        assert not index or len(list(one.index()(None, None, None, False))) == len(one.names)  # type: ignore[arg-type]
     return len(found)
 
 
@@ -60,10 +63,10 @@ def damaged(rng: random.Random) -> bytes:
 def test_damaged_tables() -> None:
     rng = random.Random(int(os.environ.get("KVMD_FUZZ_SEED", "1")))
     slowest, whole = 0.0, 0
-    for _ in range(COUNT):
+    for number in range(COUNT):
         data = damaged(rng)
         began = time.process_time()
-        whole += bool(check(data))
+        whole += bool(check(data, index=number % 100 == 0))
         slowest = max(slowest, time.process_time() - began)
     assert slowest < LONGEST
     assert 0 < whole < COUNT  # some damage is where nothing depends on it, some is not

@@ -1,6 +1,7 @@
 """Boots the guest, runs a script in it as root, and ends as it ended.
 
-    boot.py --image DISK --kernel VMLINUZ --initrd INITRD [--copy DIR_OR_FILE]... [--out DIR] [--timeout S] SCRIPT
+    boot.py --image DISK --kernel VMLINUZ --initrd INITRD [--copy DIR_OR_FILE]... [--out DIR] [--timeout S]
+            [--no-vmcoreinfo] SCRIPT
 
 The disk is never written to. What --copy names lands in /job of the guest; SCRIPT runs there with bash, as a
 service's child. Its output appears here, live; what it leaves in /job/out comes back in --out. The exit status is the
@@ -38,7 +39,8 @@ def arguments(options: argparse.Namespace, work: Path, token: str) -> list[str]:
         (work / "out.tar", "cache=writeback"),
     )
     argv = ["-machine", "q35", "-cpu", "max,la57=off", "-accel", "tcg,thread=single", "-m", "768M", "-smp", "2"]
-    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-device", "vmcoreinfo"]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    argv += [] if options.no_vmcoreinfo else ["-device", "vmcoreinfo"]
     argv += ["-chardev", f"file,id=s0,path={work}/console.log", "-serial", "chardev:s0"]
     argv += ["-chardev", f"socket,id=s1,path={work}/line.sock,server=on,wait=off", "-serial", "chardev:s1"]
     argv += ["-kernel", options.kernel, "-initrd", options.initrd, "-append", append]
@@ -152,6 +154,7 @@ def main() -> int:
     parser.add_argument("--copy", action="append", default=[])
     parser.add_argument("--out")
     parser.add_argument("--timeout", type=float, default=900)
+    parser.add_argument("--no-vmcoreinfo", action="store_true", help="the guest has no device to tell its VMCOREINFO")
     parser.add_argument("script")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="guest.") as directory:
