@@ -13,14 +13,14 @@ from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.scan.names import DIGITS, names_before, tokens_at
-from kvmd.images.linux.scan.search import Read, mapped, search, window
+from kvmd.images.linux.scan.search import PLACES, Read, at_most, mapped, search, window
 from kvmd.images.linux.scan.values import values
 
 BANNER = b"Linux version "
 _KERNEL = 1 << 63
 _BEFORE, _AFTER = 24 << 20, 12 << 20  # bytes of tables: 1,048,576 symbols have no more
 _NEAR = 32 << 10  # a token table and its index
-_MOST = 32  # digits in a row that are looked at
+_MOST = 32  # token tables that are looked at: a kernel's image has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +62,19 @@ _KINDS = {
 }
 
 
-def candidates(read: Read, runs: Iterable[range], page: int) -> Iterator[Symbols]:
-    """Give whatever tables agree with themselves, in ranges of addresses."""
-    for number, (_, place) in enumerate(search(read, runs, (DIGITS,), page)):
-        if number >= _MOST:
-            return
-        yield from around(read, place, page)
+def candidates(read: Read, digits: Iterable[int], page: int) -> Iterator[Symbols]:
+    """Give whatever tables agree with themselves, of those whose token table has its digits at some addresses.
+
+    :raises KvmError: AMBIGUOUS if they are too many to look at.
+    """
+    for place in at_most(_MOST, (place for place in digits if _is_table(read, place, page)), "symbol tables"):
+        start = max(place - _BEFORE, 0) & -page
+        yield from parse(window(read, start, place + _AFTER & -page, page), place - start, start)
 
 
-def around(read: Read, place: int, page: int) -> Iterator[Symbols]:
-    """Give the tables whose token table has its digits at an address."""
+def _is_table(read: Read, place: int, page: int) -> bool:
     low = max(place - _NEAR, 0) & -page
-    if tokens_at(window(read, low, place + _NEAR & -page, page), place - low) is None:
-        return
-    start = max(place - _BEFORE, 0) & -page
-    yield from parse(window(read, start, place + _AFTER & -page, page), place - start, start)
+    return tokens_at(window(read, low, place + _NEAR & -page, page), place - low) is not None
 
 
 def parse(data: bytes, digits: int, address: int) -> Iterator[Symbols]:
@@ -95,7 +93,8 @@ def of_kernel(read: Read, stext: int, page: int) -> Symbols | None:
 
     :raises KvmError: AMBIGUOUS if different tables could be its own.
     """
-    found = candidates(read, mapped(read, stext), page)
+    places = (place for _, place in search(read, mapped(read, stext), (DIGITS,), page))
+    found = candidates(read, at_most(PLACES, places, "digits in a row"), page)
     return the_one(symbols for symbols in found if describes(symbols, read, stext))
 
 

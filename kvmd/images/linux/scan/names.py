@@ -13,7 +13,7 @@ import struct
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 DIGITS = b"\0".join(b"%c" % digit for digit in b"0123456789")
 """What a token table holds, and little else; looked for from its end, which is no zero as most of memory is."""
@@ -25,6 +25,7 @@ _NAME_MAX = 1 << 11  # KSYM_NAME_LEN is 512 at most (since 6.1), and a token has
 _STEP = (256 * 2, 256 * (_NAME_MAX + 2))  # bytes of 256 names
 _LEAST = 1024  # symbols; the smallest kernels have thousands
 _MOST = 1 << 20
+_TRIES = 64  # what can be markers, and what can be a number of names: in a kernel one of each, or two
 _FIRST = re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x0f]\0)", re.S)  # a zero, then what 256 names have
 
 
@@ -75,10 +76,12 @@ def tokens_at(window: bytes, digits: int) -> Tokens | None:
 
 def names_before(window: bytes, tokens: Tokens) -> Names | None:
     """The names that a token table belongs to; they end before it. None if there are none."""
-    for start, markers in _markers(window, tokens.start):
-        found = _names(window, start, markers, tokens)
-        if found is not None:
-            return found
+    markers = islice(_markers(window, tokens.start), _TRIES)
+    counts = (place for start, found in markers for place in _counts(window, start, found))
+    for count_at, at, count, end, found in islice(counts, _TRIES):
+        names = _walk(window, range(at, end), count, found, tokens.strings)
+        if names is not None:
+            return Names(count_at, tokens.end, names)
     return None
 
 
@@ -119,24 +122,20 @@ def _run(window: bytes, at: int, end: int) -> list[int]:
     return list(words[:count]) if count * 256 >= _LEAST else []
 
 
-def _names(window: bytes, end: int, markers: list[int], tokens: Tokens) -> Names | None:
-    """The names that end at an offset: their number stands before them."""
+def _counts(window: bytes, end: int, markers: list[int]) -> Iterator[tuple[int, int, int, int, list[int]]]:
+    """Give what can be the number of some names: where it is, where they begin, itself, where they end, markers."""
     most = 256 * len(markers)
     high = end - markers[-1]
     low = max(high - _STEP[1], 4) + 3 & ~3
     words = array("I")
     words.frombytes(window[low - 4 : max(high, low - 4) & ~3])
     for place, count in enumerate(words):
-        if not most - 256 < count <= most:
-            continue
-        # The number's own 4 bytes, and 4 more where it has 8 or is aligned so.
-        for at in (low + 4 * place, low + 4 * place + 4):
-            if at > low + 4 * place and window[at - 4 : at] != b"\0\0\0\0":
-                continue
-            found = _walk(window, range(at, end), count, markers, tokens.strings)
-            if found is not None:
-                return Names(low - 4 + 4 * place, tokens.end, found)
-    return None
+        if most - 256 < count <= most:
+            at = low + 4 * place
+            # The number's own 4 bytes, and 4 more where it has 8 or is aligned so.
+            yield at - 4, at, count, end, markers
+            if window[at : at + 4] == b"\0\0\0\0":
+                yield at - 4, at + 4, count, end, markers
 
 
 def _walk(window: bytes, span: range, count: int, markers: list[int], tokens: list[bytes]) -> list[bytes] | None:

@@ -17,9 +17,9 @@ from kvmd.images.linux.layout import DumpLayout
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.program import Dump, open_file
 from kvmd.images.linux.scan import rebuild
-from kvmd.images.linux.scan.kallsyms import BANNER, around
+from kvmd.images.linux.scan.kallsyms import BANNER, candidates
 from kvmd.images.linux.scan.names import DIGITS
-from kvmd.images.linux.scan.search import Read, search, window
+from kvmd.images.linux.scan.search import PLACES, Read, at_most, search, window
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 NOTHING = b"OSRELEASE=6.0.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff80000000\n"
@@ -28,7 +28,7 @@ _HEAD = b"OSRELEASE="
 _TEXT = re.compile(rb"OSRELEASE=[!-~]+\n[\n -~]*\n")
 _TEXT_MAX = 1 << 14  # VMCOREINFO_BYTES is a page, of 64 KiB at most; its text has 4 KiB
 _NEEDED = {"swapper_pg_dir", "_stext", "init_uts_ns"}
-_MOST = 512  # places of each kind
+_TEXTS = 64  # texts that may be tried
 _PAGE = 4096
 _UTS = 400  # bytes of init_uts_ns: a counter, and six names of 65
 
@@ -55,9 +55,7 @@ def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
 def _found(layout: DumpLayout, make: Make) -> bytes:
     read = partial(Memory(make(NOTHING)).attempt, physical=True)
     places = _places(read, layout.runs())
-    found = _fitting(make, _notes(read, places[_HEAD]))
-    if not found:
-        found = _fitting(make, _rebuilt(read, places))
+    found = _fitting(make, _notes(read, places[_HEAD])) or _fitting(make, _rebuilt(read, places))
     if len(found) > 1:
         message = "no VMCOREINFO, and several kernels lie in its memory"
         raise error(Reason.AMBIGUOUS, f"the dump has {message}; dump the guest with vmcoreinfo=on")
@@ -70,32 +68,28 @@ def _found(layout: DumpLayout, make: Make) -> bytes:
 def _places(read: Read, runs: Iterable[range]) -> dict[bytes, list[int]]:
     """Where there is what a kernel has, in one look through memory."""
     places: dict[bytes, list[int]] = {_HEAD: [], DIGITS: [], BANNER: []}
-    for string, place in search(read, runs, tuple(places), _PAGE):
-        if len(places[string]) < _MOST:
-            places[string].append(place)
+    for string, place in at_most(PLACES, search(read, runs, tuple(places), _PAGE), "beginnings of kernels' tables"):
+        places[string].append(place)
     return places
 
 
 def _notes(read: Read, places: list[int]) -> Iterator[bytes]:
     for place in places:
         text = _TEXT.match(window(read, place, place + _TEXT_MAX, _PAGE))
-        if (
-            text is not None
-            and {"swapper_pg_dir", "_stext", "init_uts_ns"} <= VmcoreInfo.parse(text[0]).symbols().keys()
-        ):
+        if text is not None and VmcoreInfo.parse(text[0]).symbols().keys() >= _NEEDED:
             yield text[0]
 
 
 def _rebuilt(read: Read, places: dict[bytes, list[int]]) -> Iterator[bytes]:
-    for place in places[DIGITS]:
-        for symbols in around(read, place, _PAGE):
-            yield from rebuild.texts(read, symbols, places[BANNER])
+    for symbols in candidates(read, places[DIGITS], _PAGE):
+        yield from rebuild.texts(read, symbols, places[BANNER])
 
 
 def _fitting(make: Make, texts: Iterable[bytes]) -> list[bytes]:
     """Those that are a kernel's, each once; of one that another continues (a crash adds to it) the longer."""
     found: list[bytes] = []
-    for text in sorted(set(texts), key=len, reverse=True):
+    tried = set(at_most(_TEXTS, texts, "descriptions of kernels"))
+    for text in sorted(tried, key=len, reverse=True):
         if not any(longer.startswith(text) for longer in found) and _fits(make, text):
             found.append(text)
     return found

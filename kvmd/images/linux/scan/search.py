@@ -6,13 +6,29 @@ Nothing is done page by page but where a page can't be read: 1 GiB takes as long
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
+from kvmd.errors import Reason, error
 from kvmd.images.base import CHUNK
 
 _STEP = 2 << 20  # by which kernels are mapped, but for the ends of their sections
 _IMAGE, _GAP = 512 << 20, 16 << 20  # the most that an image has, and where nothing is mapped for so long it has ended
+PLACES = 1 << 16
+"""Where a string may stand, at most; it is looked at what is there."""
+T = TypeVar("T")
 Read = Callable[[int, int], bytes | None]
 """Reads exactly, at most a chunk; None if not all of it can be read."""
+
+
+def at_most(number: int, found: Iterable[T], what: str) -> Iterator[T]:
+    """Give what was found; of more than a number nothing is chosen, for what counts might be left out.
+
+    :raises KvmError: AMBIGUOUS.
+    """
+    for count, one in enumerate(found):
+        if count == number:
+            raise error(Reason.AMBIGUOUS, f"the image holds more than {number} {what}; name a vmlinux as execfile")
+        yield one
 
 
 def search(read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int) -> Iterator[tuple[bytes, int]]:
