@@ -18,6 +18,7 @@ from drgn import (
     TypeKind,
     TypeMember,
     TypeParameter,
+    sizeof,
 )
 
 from kvmd.errors import KvmError, Reason, error
@@ -148,12 +149,13 @@ class Types:
 
         def resolve() -> Object | Type:
             member = self.type(type_id)
-            if not bits:
-                return member
             try:
-                return Object(self._prog, member, bit_field_size=bits)
-            except (ValueError, TypeError) as e:
-                raise _corrupt(f"a bit field of {bits} bits") from e
+                if bits:
+                    return Object(self._prog, member, bit_field_size=bits)
+                sizeof(member)
+            except (ValueError, TypeError, OverflowError) as e:
+                raise _corrupt(f"a bit field of {bits} bits" if bits else "a member without a size") from e
+            return member
 
         return resolve
 
