@@ -17,6 +17,7 @@ from drgn.helpers.linux.cpumask import for_each_online_cpu
 from drgn.helpers.linux.fs import for_each_mount, mount_dst
 from drgn.helpers.linux.module import for_each_module
 from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.printk import get_printk_records
 from drgn.helpers.linux.slab import for_each_slab_cache
 
 from kvmd.images.linux.objects.table import OBJECTS
@@ -39,6 +40,8 @@ STRUCTS = {
     "printk_ringbuffer": "desc_ring text_data_ring fail",
     "net_device": "name ifindex mtu flags",
     "inet_sock": "sk inet_saddr inet_sport",
+    "inode": "i_ino i_mode i_sb i_size i_uid i_mapping",
+    "vfsmount": "mnt_root mnt_sb mnt_flags",
 }
 BIT_FIELDS = {"task_struct": "sched_reset_on_fork in_execve", "signal_struct": "is_child_subreaper"}
 CONSTANTS = ("PIDTYPE_SID", "MM_ANONPAGES", "NR_MM_COUNTERS", "PG_locked")
@@ -77,6 +80,11 @@ def symbols(prog: drgn.Program, names: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
+def escaped(text: bytes) -> str:
+    """As /dev/kmsg shows it (kernel/printk/printk.c, append_char)."""
+    return "".join(chr(byte) if 32 <= byte < 127 and byte != ord("\\") else f"\\x{byte:02x}" for byte in text)
+
+
 def main() -> None:
     """Print the document."""
     prog = drgn.Program()
@@ -102,6 +110,7 @@ def main() -> None:
         "modules": sorted(module.name.string_().decode() for module in modules(prog)),
         "caches": sorted(cache.name.string_().decode() for cache in for_each_slab_cache(prog)),
         "mounts": sorted(mount_dst(mount).decode() for mount in for_each_mount(prog)),
+        "log": [[record.seq, escaped(record.text)] for record in get_printk_records(prog)],
         "cpus": list(for_each_online_cpu(prog)),
     }
     sys.stdout.write(json.dumps(document, indent=0) + "\n")

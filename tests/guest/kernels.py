@@ -1,23 +1,24 @@
 """Boots kernels of several ages, has each dumped, and tells what kvmd finds in the dump with no file beside it.
 
     python tests/guest/kernels.py boot CACHE [NAME...]          # dumps in CACHE/kernels, with truth and vmlinux
-    python tests/guest/kernels.py table DIR... > docs/kernels.md
+    python tests/guest/kernels.py compare DIR...    # into tests/data/kernels.json, for tests/kernel_page.py
 
-``setup CACHE`` must have run. A directory of ``table`` holds ``vmcore``, ``truth.json`` and ``kallsyms`` of the guest,
+``setup CACHE`` must have run. A directory of ``compare`` holds ``vmcore``, ``truth.json`` and ``kallsyms`` of the guest,
 and ``vmlinux`` with DWARF of the same build: any kernel that was booted by other means can have one, too.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+RESULTS = HERE.parent / "data" / "kernels.json"
 
 
 @dataclass(frozen=True)
@@ -82,39 +83,26 @@ def wipe(path: Path) -> None:
             at += len(data) - len(head) + 1 if len(data) > len(head) else len(data)
 
 
-def table(directories: list[str]) -> Iterator[str]:
-    """Give the document."""
-    from kernel_checks import CHECKS, Subject
+def compare(directories: list[Path]) -> None:
+    """Put what kvmd finds in each of some dumps into RESULTS."""
+    from dump_truth import of_dump
+    from kernel_page import WHOLE_CHECKS, cells
 
-    yield HEAD
-    yield "| kernel | " + " | ".join(CHECKS) + " |"
-    yield "|---" * (len(CHECKS) + 1) + "|"
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for directory in directories:
-        with Subject(Path(directory)) as subject:
-            cells = [check(subject) for check in CHECKS.values()]
-            yield f"| {Path(directory).name}: {subject.release} | " + " | ".join(cells) + " |"
-
-
-HEAD = """# What dumps tell without a file beside them, kernel by kernel
-
-Made by `python tests/guest/kernels.py table DIR...` of dumps of kernels that it booted (`boot`), or that were booted by
-other means. Each cell says how many of the truth's items kvmd gives exactly so; the truth is the guest's own /proc, or
-drgn's with the DWARF vmlinux of the same build. "VMCOREINFO": where it was found: the dump's note, its text in memory,
-or made anew from kallsyms, the banner and the page tables. "First symbol": seconds from opening the file to the answer,
-all scanning included. "Wiped": a dump whose memory holds no VMCOREINFO either, as of a kernel built without it.
-"""
+        found[directory.name] = cells(of_dump(directory), WHOLE_CHECKS)
+        sys.stdout.write(f"{directory.name}: {found[directory.name]}\n")
+    RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
 def main() -> None:
-    """Boot, or print."""
+    """Boot, or compare."""
     how, *names = sys.argv[1:]
     if how == "boot":
         for name in names[1:] or KERNELS:
             boot(Path(names[0]), name)
     else:
-        for line in table(names):
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
+        compare([Path(name) for name in names])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ _FRAME = ((1 << 52) - 1) & -_HUGE
 _FIELD = 65  # __NEW_UTS_LEN + 1
 _NOTES_MAX = 1 << 16
 _NT_GNU_BUILD_ID = 3
+_SECTION_ROOTS = (2048, 131072)  # NR_SECTION_ROOTS with 4 and 5 levels, where struct mem_section has 16 bytes
 
 
 def texts(read: Read, symbols: Symbols, banners: Iterable[int]) -> Iterator[bytes]:
@@ -90,6 +91,7 @@ def _text(read: Read, symbols: Symbols, base: int) -> Iterator[bytes]:
     release = uts[name + 2 * _FIELD : name + 3 * _FIELD].split(b"\0")[0]
     if name < 0 or not release:
         return
+    levels5 = at.number(b"__pgtable_l5_enabled", 4)
     where = {name: symbols.address(name) or 0 for name in (b"init_uts_ns", b"_stext", b"init_top_pgt", b"_text")}
     lines = [
         b"OSRELEASE=" + release,
@@ -100,7 +102,8 @@ def _text(read: Read, symbols: Symbols, base: int) -> Iterator[bytes]:
         b"SYMBOL(swapper_pg_dir)=%x" % where[b"init_top_pgt"],
         b"SYMBOL(_stext)=%x" % where[b"_stext"],
         b"NUMBER(phys_base)=%d" % (KERNEL_MAP - base),
-        b"NUMBER(pgtable_l5_enabled)=%d" % at.number(b"__pgtable_l5_enabled", 4),
+        b"NUMBER(pgtable_l5_enabled)=%d" % levels5,
+        b"LENGTH(mem_section)=%d" % _SECTION_ROOTS[levels5 != 0],
         b"NUMBER(sme_mask)=%d" % at.number(b"sme_me_mask", 8),
         b"KERNELOFFSET=%x" % (where[b"_text"] - _LINKED & _ALL),
     ]
