@@ -18,7 +18,7 @@ from kvmd.grants import Grants
 from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.process import RunAs
 from kvmd.handles.table import Descriptor, Table
-from kvmd.images.base import Kind
+from kvmd.images.base import Kind, Progress, unheard
 from kvmd.opener import OpenedFile, Opener
 from kvmd.tasks import uncancelled
 from kvmd.wanted import PROCFS, Wanted, understood
@@ -112,9 +112,11 @@ class Sessions:
         swapfiles: tuple[str, ...],
         flags: int,
         dump_offset: int | None = None,
+        progress: Progress = unheard,
     ) -> Descriptor:
         """Open an image for a caller.
 
+        :param progress: is told how far that has come, if much of the image must be looked through.
         :raises KvmError: whatever kept it from being opened.
         """
         began = time.monotonic()
@@ -132,7 +134,7 @@ class Sessions:
             swap = [self._choice(caller, Wanted(Kind.DUMP, name)) for name in wanted.swapfiles]
             self._table.room(caller.peer.identity)
             image, opened = await uncancelled(asyncio.to_thread(self._files, wanted, caller, (choice, *swap), files))
-            entry = await self._pool.acquire(opened, caller.peer.identity)
+            entry = await self._pool.acquire(opened, caller.peer.identity, progress)
             try:
                 if caller.closed:
                     raise error(Reason.CANCELLED, "the client went away")

@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "guest"), str(HERE.parent)]
 
 from dwarf_truth import escaped  # noqa: E402
+
 from images import DATA  # noqa: E402
 from kernel_truth import Truth, of_fixture, unnoted, wiped  # noqa: E402
 from kvmd.errors import KvmError  # noqa: E402
@@ -174,16 +175,16 @@ def page() -> str:
 
 HEAD = """# What dumps tell without a file beside them, kernel by kernel
 
-Made by `python tests/kernel_page.py`; `tests/unit/images/test_kernel_page.py` fails if this page says anything else than what the
-dumps of `tests/data` give.
+Made by `python tests/kernel_page.py`; `tests/unit/images/test_kernel_page.py` fails if this page says anything else
+than what the dumps of `tests/data` give.
 
-Each cell says how many of the truth's items kvmd gives exactly so, from the dump alone. The truth of symbols, processes,
-argv and environ is the guest's own /proc; that of members (offset and size of at least 100 of structs that kvmd reads), tasks
-(by address), log and stacks (return addresses of tasks that did not run) is drgn's with the DWARF vmlinux of the same build.
-"-": nothing was recorded. Strings that are missing were swapped out or left out when the dump was made small.
-"VMCOREINFO": where it was found: the dump's note, its text in memory, or made anew from kallsyms, the banner and the page tables.
-"No note": as QEMU dumps a guest without its vmcoreinfo device; "no VMCOREINFO": as of a kernel that was built without it, too.
-"symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`.
+Each cell says how many of the truth's items kvmd gives exactly so, from the dump alone. The truth of symbols,
+processes, argv and environ is the guest's own /proc; that of members (offset and size of at least 100 of structs that
+kvmd reads), tasks (by address), log and stacks (return addresses of tasks that did not run) is drgn's with the DWARF
+vmlinux of the same build. "-": nothing was recorded. Strings that are missing were swapped out, or left out when the
+dump was made small. "VMCOREINFO": where it was found: the dump's note, its text in memory, or made anew from kallsyms,
+the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no VMCOREINFO": as of a
+kernel that was built without it, too. "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`.
 
 ## Small dumps, in the repository
 
@@ -191,9 +192,10 @@ argv and environ is the guest's own /proc; that of members (offset and size of a
 BETWEEN = """
 ## Whole dumps
 
-Of Debian's cloud kernels with 768 MiB of memory, booted, dumped and compared by `python tests/guest/kernels.py` (`tests/data/kernels.json`).
-Here the log is what /dev/kmsg gave, and stacks are compared with /proc/PID/stack, too. "first symbol": seconds from opening the file
-to the first symbol's value, all scanning included, on a machine with two processors of 2.3 GHz.
+Of Debian's cloud kernels with 768 MiB of memory, booted, dumped and compared by `python tests/guest/kernels.py`
+(`tests/data/kernels.json`). Here the log is what /dev/kmsg gave, and stacks are compared with /proc/PID/stack, too: of
+the one that differs, the task ran once more before the dump. "No device": dumped by QEMU without its vmcoreinfo
+device, "wiped": with no VMCOREINFO in memory either. How long it takes: `python -m bench.scan`.
 
 """
 

@@ -1,4 +1,4 @@
-"""What a dump must tell: its guest's word, and drgn's by the DWARF vmlinux of the same build; of a fixture of tests/data."""
+"""What a dump must tell: its guest's word, and drgn's by the DWARF vmlinux of the same build; here of fixtures."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ class Call(Generic[Q, A]):
 
 
 OPEN = Call("Open", kvm_service_pb2.OpenRequest, kvm_service_pb2.OpenResponse)
+OPEN_WATCHED = Call("OpenWatched", kvm_service_pb2.OpenRequest, kvm_service_pb2.OpenWatchedResponse)
 OPEN_FILES = Call("OpenFiles", kvm_service_pb2.OpenFilesRequest, kvm_service_pb2.OpenFilesResponse)
 CLOSE = Call("Close", kvm_service_pb2.CloseRequest, kvm_service_pb2.CloseResponse)
 GET_TICKET = Call("GetTicket", kvm_service_pb2.GetTicketRequest, kvm_service_pb2.GetTicketResponse)

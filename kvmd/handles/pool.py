@@ -16,7 +16,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.indexes import Indexes, Kept
 from kvmd.handles.learning import learn
 from kvmd.handles.process import Bounds, RunAs, Worker
-from kvmd.images.base import Kind
+from kvmd.images.base import Kind, Progress, unheard
 from kvmd.tasks import uncancelled
 from kvmd.worker.protocol import Opened, OpenFrame
 
@@ -84,11 +84,13 @@ class Entry:
     """An image with its worker, as descriptors hold it.
 
     :ivar owner: who opened it first: it counts among the workers of this identity.
+    :ivar listeners: who is told how far the opening has come.
     """
 
     key: tuple[object, ...]
     opened: asyncio.Task[tuple[Worker, Opened]]
     owner: str
+    listeners: list[Progress] = field(default_factory=list)
     since: float = field(default_factory=time.time)
     users: int = 0
     retiring: asyncio.TimerHandle | None = None
@@ -154,21 +156,26 @@ class Pool:
                 log.warning("a worker started ahead did not come up: %s", failure)
         return await self._start()
 
-    async def _open(self, files: ImageFiles) -> tuple[Worker, Opened]:
+    async def _open(self, files: ImageFiles, listeners: list[Progress]) -> tuple[Worker, Opened]:
+        def heard(done: int, of: int) -> None:
+            for listener in listeners:
+                listener(done, of)
+
         try:
             worker = await self._take(files)
             try:
-                return worker, await worker.open(files.names, files.fds, self._find_index)
+                return worker, await worker.open(files.names, files.fds, self._find_index, heard)
             except BaseException:
                 await worker.close()
                 raise
         finally:
             asyncio.get_running_loop().call_later(SPARE_DELAY, self.prepare)
 
-    async def acquire(self, files: ImageFiles, owner: str) -> Entry:
+    async def acquire(self, files: ImageFiles, owner: str, progress: Progress = unheard) -> Entry:
         """The image of these files, opened if it isn't yet. The caller keeps and closes ``files``.
 
         :param owner: who asks.
+        :param progress: is told how far the opening has come.
         :raises KvmError: as the image's opening does; WORKER_LIMIT.
         """
         entry = self._entries.get(files.key)
@@ -180,11 +187,14 @@ class Pool:
         if entry is None:
             self._make_room(owner)
             self._quota.take(owner)
-            entry = self._entries[files.key] = Entry(files.key, asyncio.ensure_future(self._open(files)), owner)
+            listeners: list[Progress] = []
+            opened = asyncio.ensure_future(self._open(files, listeners))
+            entry = self._entries[files.key] = Entry(files.key, opened, owner, listeners)
         if entry.retiring is not None:
             entry.retiring.cancel()
             entry.retiring = None
         entry.users += 1
+        entry.listeners.append(progress)
         try:
             # Not cancelled with the caller: others may be waiting for the same image, and it holds our fds.
             _, entry.image = await uncancelled(entry.opened)
@@ -193,6 +203,8 @@ class Pool:
         except BaseException:
             self.release(entry)
             raise
+        finally:
+            entry.listeners.remove(progress)
         return entry
 
     def _make_room(self, owner: str) -> None:

@@ -16,10 +16,13 @@ from typing import TypeAlias
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
 from kvmd.handles.indexes import Kept
+from kvmd.images.base import Progress, unheard
 from kvmd.worker.protocol import (
     CURSOR,
     HEADER,
     MOST_ANSWER,
+    PROGRESS,
+    PROGRESS_PAUSE,
     SIZE,
     WRITABLE,
     Kind,
@@ -39,6 +42,8 @@ LOG_CHUNK = 4096
 LOG_PAUSE = 0.05
 _CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 _ANSWER = 1 << 20  # what a stream's pieces have: the fewer parts they come in, the less there is to do
+LONGEST_OPEN = 3600.0
+"""How long an open may take, in seconds, if the worker goes on telling how far it has come."""
 START_SECONDS = 30.0
 """How long a worker may take to import and to give up its privileges."""
 
@@ -233,18 +238,30 @@ class Worker:
             raise ConnectionAbortedError(f"a frame of kind {kind} and {length} bytes")
         return kind, await self._receive(length)
 
-    async def _exchange(self, request: bytes, fds: Sequence[int]) -> tuple[Kind, bytearray]:
+    async def _last_answer(self, limit: asyncio.Timeout, progress: Progress) -> tuple[Kind, bytearray]:
+        """The answer after those that tell of progress, each of which shows that the worker hangs not."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + LONGEST_OPEN
+        while (answer := await self._answer())[0] is Kind.PROGRESS:
+            if progress is unheard or len(answer[1]) != PROGRESS.size:
+                raise ValueError("progress of what makes none")
+            progress(*PROGRESS.unpack(answer[1]))
+            await asyncio.sleep(PROGRESS_PAUSE / 2)  # a flood of it waits
+            limit.reschedule(min(loop.time() + self._patience, latest))
+        return answer
+
+    async def _exchange(self, request: bytes, fds: Sequence[int], progress: Progress) -> tuple[Kind, bytearray]:
         """One request and its answer, in a turn that the caller has taken and this gives back."""
         failure: KvmError | None = None
         try:
             if self.failure is not None:
                 raise self.why()
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._patience) as limit:
                 if fds:  # a small frame into an empty socket: never blocks, never is cut
                     socket.send_fds(self._sock, [request], fds)
                 else:
                     await asyncio.get_running_loop().sock_sendall(self._sock, request)
-                kind, payload = await self._answer()
+                kind, payload = await self._last_answer(limit, progress)
             if kind is Kind.ERROR:
                 failure = decode_error(bytes(payload))
         except TimeoutError:
@@ -268,27 +285,35 @@ class Worker:
         finally:
             del failure  # or the traceback and this frame would keep each other, and the answers of frames above
 
-    async def _request(self, request: bytes, fds: Sequence[int] = ()) -> Exchange:
+    async def _request(self, request: bytes, fds: Sequence[int] = (), progress: Progress = unheard) -> Exchange:
         """Send a request as soon as it is its turn.
 
         A caller who is cancelled before that leaves nothing behind; after it, the answer is awaited all
         the same, so that the next caller does not get it.
         """
         await self._turn.acquire()
-        exchange = asyncio.ensure_future(self._exchange(request, fds))
+        exchange = asyncio.ensure_future(self._exchange(request, fds, progress))
         exchange.add_done_callback(_nobody_asks)
         return exchange
 
-    async def open(self, names: OpenFrame, fds: Sequence[int], find: FindIndex | None = None) -> Opened:
+    async def open(
+        self,
+        names: OpenFrame,
+        fds: Sequence[int],
+        find: FindIndex | None = None,
+        progress: Progress = unheard,
+    ) -> Opened:
         """Hand the files over, and the index of the kernel's build.
 
         :param find: finds that, by a build id.
+        :param progress: is told how far it has come.
         :returns: what there is to say of the image.
         :raises KvmError: as the image's opening does.
         """
         build_id = ""
         try:
-            kind, payload = await asyncio.shield(await self._request(frame(Kind.OPEN, names.encode()), fds))
+            sent = await self._request(frame(Kind.OPEN, names.encode()), fds, progress)
+            kind, payload = await asyncio.shield(sent)
             if kind is Kind.INDEX:
                 build_id = payload.decode("ascii", "replace")
                 index = await find(build_id) if find else None

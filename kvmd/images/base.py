@@ -16,9 +16,15 @@ from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, s
 CHUNK = 1 << 20
 """The most bytes of memory in one answer."""
 
-
 Unpack = Callable[[int, int, Sequence[bytes]], bytes]
 """Unpacks pages: from their codec, the size that each must have, and the packed pages; raises ValueError."""
+
+Progress = Callable[[int, int], None]
+"""Is told of much work: how much is done, and of how much, in bytes."""
+
+
+def unheard(_done: int, _of: int) -> None:
+    """Tell nobody of progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class Files:
         ``kallsyms`` (/proc/kallsyms), ``vmcoreinfo`` (/sys/kernel/vmcoreinfo), ``iomem`` (/proc/iomem),
         ``btf/vmlinux`` and ``btf/MODULE`` (/sys/kernel/btf/*), ``kcore`` (/proc/kcore beside MEM, for its notes),
         ``mem`` (/dev/mem open for reading and writing, if ``writable``), ``swaps`` (/proc/swaps).
+    :ivar progress: is told how far the opening has come, if much of the image must be looked through.
     :ivar dump_offset: where in ``core``, a dump device's image, a NetBSD kernel left its dump; None: ``core`` is a
         dump's file.
     :ivar any_swap: whether to believe swap images that nothing in the dump shows to be of its moment.
@@ -69,6 +76,7 @@ class Files:
     dump_offset: int | None = None
     any_swap: bool = False
     unpacker: Callable[[], Unpack] | None = None
+    progress: Progress = unheard
 
 
 @runtime_checkable

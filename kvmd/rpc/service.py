@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -12,13 +13,14 @@ import grpc
 from kvmd.direct import Direct
 from kvmd.errors import KvmError, Reason
 from kvmd.handles.table import Descriptor
-from kvmd.images.base import Kind
+from kvmd.images.base import Kind, Progress, unheard
 from kvmd.rpc.calls import CALLS, Call
 from kvmd.rpc.interceptor import Context, Handler, caller
 from kvmd.rpc.validate import parse
 from kvmd.sessions import Change, Sessions
 from kvmd.v1 import error_pb2, memory_pb2
 from kvmd.v1 import kvm_service_pb2 as pb
+from kvmd.worker.protocol import PROGRESS_PAUSE
 
 NAME = "kvmd.v1.KvmService"
 POSIX2_LINE_MAX = 2048
@@ -35,6 +37,27 @@ class KvmService:
         """Open an image; a failure is the status."""
         descriptor = await self._open(parse(pb.OpenRequest, raw))
         return self._opened(pb.OpenResponse, descriptor)
+
+    async def open_watched(self, raw: bytes, context: Context) -> AsyncGenerator[bytes, None]:
+        """Open an image, telling how far that has come."""
+        request, told = parse(pb.OpenRequest, raw), (0, 0)
+        progress: tuple[int, int] = told
+
+        def heard(done: int, of: int) -> None:
+            nonlocal progress
+            progress = done, of
+
+        opening = asyncio.ensure_future(self._open(request, heard))
+        opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # the caller may be gone by then
+        try:
+            while not (await asyncio.wait({opening}, timeout=PROGRESS_PAUSE))[0]:
+                if progress != told:
+                    told = progress
+                    yield pb.OpenWatchedResponse(done_bytes=told[0], total_bytes=told[1]).SerializeToString()
+            opened = pb.OpenResponse.FromString(self._opened(pb.OpenResponse, opening.result()))
+            yield pb.OpenWatchedResponse(opened=opened).SerializeToString()
+        finally:
+            opening.cancel()
 
     async def open_files(self, raw: bytes, context: Context) -> bytes:
         """Open an image; a failure is in the answer."""
@@ -59,13 +82,14 @@ class KvmService:
         )
         return answer.SerializeToString()
 
-    async def _open(self, request: pb.OpenRequest) -> Descriptor:
+    async def _open(self, request: pb.OpenRequest, progress: Progress = unheard) -> Descriptor:
         def given(name: str) -> Any:
             return getattr(request, name) if request.HasField(name) else None
 
         return await self._sessions.open(
             caller.get(), execfile=given("execfile"), corefile=given("corefile"),
             swapfiles=tuple(request.swapfiles), flags=request.flags, dump_offset=given("dump_offset"),
+            progress=progress,
         )  # fmt: skip
 
     async def close(self, raw: bytes, context: Context) -> bytes:
@@ -121,6 +145,7 @@ class KvmService:
         """All methods, for grpc's server; requests and answers are not (de)serialized there."""
         methods: dict[str, Handler] = {
             "Open": grpc.unary_unary_rpc_method_handler(self.open),
+            "OpenWatched": grpc.unary_stream_rpc_method_handler(self.open_watched),
             "OpenFiles": grpc.unary_unary_rpc_method_handler(self.open_files),
             "Close": grpc.unary_unary_rpc_method_handler(self.close),
             "GetTicket": grpc.unary_unary_rpc_method_handler(self.get_ticket),

@@ -41,6 +41,16 @@ class OpenResponse(_message.Message):
     dump: bool
     def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ...) -> None: ...
 
+class OpenWatchedResponse(_message.Message):
+    __slots__ = ("done_bytes", "total_bytes", "opened")
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    done_bytes: int
+    total_bytes: int
+    opened: OpenResponse
+    def __init__(self, done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., opened: _Optional[_Union[OpenResponse, _Mapping]] = ...) -> None: ...
+
 class OpenFilesRequest(_message.Message):
     __slots__ = ("open",)
     OPEN_FIELD_NUMBER: _ClassVar[int]

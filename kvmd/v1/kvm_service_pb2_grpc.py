@@ -46,6 +46,11 @@ class KvmServiceStub:
                 request_serializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.SerializeToString,
                 response_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenResponse.FromString,
                 _registered_method=True)
+        self.OpenWatched = channel.unary_stream(
+                '/kvmd.v1.KvmService/OpenWatched',
+                request_serializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.SerializeToString,
+                response_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenWatchedResponse.FromString,
+                _registered_method=True)
         self.OpenFiles = channel.unary_unary(
                 '/kvmd.v1.KvmService/OpenFiles',
                 request_serializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenFilesRequest.SerializeToString,
@@ -163,6 +168,15 @@ class KvmServiceServicer:
 
     def Open(self, request, context):
         """Opens an image. Failures are error statuses, never in band.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenWatched(self, request, context):
+        """Opens an image, and tells how far that has come while much of the image is
+        looked through, for it does not tell where its kernel is. The last message
+        has `opened`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -337,6 +351,11 @@ def add_KvmServiceServicer_to_server(servicer, server):
                     request_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.FromString,
                     response_serializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenResponse.SerializeToString,
             ),
+            'OpenWatched': grpc.unary_stream_rpc_method_handler(
+                    servicer.OpenWatched,
+                    request_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.FromString,
+                    response_serializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenWatchedResponse.SerializeToString,
+            ),
             'OpenFiles': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenFiles,
                     request_deserializer=kvmd_dot_v1_dot_kvm__service__pb2.OpenFilesRequest.FromString,
@@ -475,6 +494,33 @@ class KvmService:
             '/kvmd.v1.KvmService/Open',
             kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.SerializeToString,
             kvmd_dot_v1_dot_kvm__service__pb2.OpenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenWatched(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvmd.v1.KvmService/OpenWatched',
+            kvmd_dot_v1_dot_kvm__service__pb2.OpenRequest.SerializeToString,
+            kvmd_dot_v1_dot_kvm__service__pb2.OpenWatchedResponse.FromString,
             options,
             channel_credentials,
             insecure,

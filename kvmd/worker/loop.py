@@ -25,6 +25,8 @@ from kvmd.worker.protocol import (
     HEADER,
     MAX_FILES,
     MAX_PAYLOAD,
+    PROGRESS,
+    PROGRESS_PAUSE,
     SIZE,
     Kind,
     Opened,
@@ -72,6 +74,7 @@ class Loop:
             Kind.INDEX: self._index,
             Kind.MAKE: self._make,
         }
+        self._told = 0.0
 
     def run(self, protections: Sequence[str] = ()) -> None:
         """Serve until end of file, or until memory runs out.
@@ -190,7 +193,9 @@ class Loop:
         core, execfile = one.pop("core", None), one.pop("exec", None)
         one.pop("swap", None)
         swap = tuple(file for role, file in opened if role == "swap")
-        files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset, names.any_swap)
+        files = Files(
+            core, execfile, swap, names.writable, names.kind, one, names.dump_offset, names.any_swap, self._tell
+        )
         self._image = self._open_image(files)
         self._reader = Reader(self._image)
         if isinstance(self._image, Indexed) and self._image.build_id:
@@ -212,6 +217,12 @@ class Loop:
         """Make an index: of what was read from a dump, in a process that has seen nothing else."""
         (fd,) = fds
         return Kind.RESULT, make_index(_mapped(fd))
+
+    def _tell(self, done: int, of: int) -> None:
+        """Tell the daemon how far the opening has come, now and then."""
+        if (now := time.monotonic()) - self._told >= PROGRESS_PAUSE:
+            self._told = now
+            self._send(Kind.PROGRESS, PROGRESS.pack(done, of))
 
     def _grant(self, _payload: bytes, fds: list[int]) -> Answer:
         """Take a client on."""

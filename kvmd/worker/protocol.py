@@ -5,7 +5,7 @@ A frame is a header of two little-endian u32 (kind, payload length) and the payl
 ========= ============================================= ==================================
 frame     payload                                       answer
 ========= ============================================= ==================================
-OPEN      JSON (:class:`OpenFrame`), descriptors along  INDEX, RESULT (:class:`Opened`) or ERROR
+OPEN      JSON (:class:`OpenFrame`), descriptors along  PROGRESS, INDEX, RESULT (:class:`Opened`) or ERROR
 INDEX     the memory of an index, if there is one       RESULT (:class:`Opened`) or ERROR
 MAKE      the memory of what an index is made of        RESULT (the index) or ERROR
 CALL      method name, NUL, request message             RESULT, ITEM, END or ERROR
@@ -15,6 +15,7 @@ GRANT     socket and window of a client (kvmd.fast)     RESULT or ERROR
 CACHE     size of a page cache, u64; its memory, if any RESULT
 ========= ============================================= ==================================
 
+PROGRESS, bytes done and of how many (u64 each), may come any number of times before OPEN's RESULT or ERROR.
 INDEX, as an answer, names a kernel's build (hexadecimal digits), the index of which would help: the daemon sends it, or
 INDEX without. READY comes unasked, before all else, with the protections in force. RESULT
 carries the whole answer of a unary call. ITEM carries a cursor (u32) and one message of a
@@ -41,6 +42,9 @@ from kvmd.v1 import error_pb2
 HEADER = struct.Struct("<II")
 CURSOR = struct.Struct("<I")
 SIZE = struct.Struct("<Q")
+PROGRESS = struct.Struct("<QQ")
+PROGRESS_PAUSE = 0.25
+"""How often, in seconds, a worker tells of it."""
 MAX_PAYLOAD = 64 << 20
 """The longest payload either side accepts."""
 WRITABLE = "writable"
@@ -65,6 +69,7 @@ class Kind(IntEnum):
     CACHE = 11
     INDEX = 12
     MAKE = 13
+    PROGRESS = 14
 
 
 MOST_ANSWER = {
@@ -74,6 +79,7 @@ MOST_ANSWER = {
     Kind.END: 0,
     Kind.ERROR: 64 << 10,
     Kind.INDEX: 64,
+    Kind.PROGRESS: PROGRESS.size,
 }
 """The longest payload that the daemon accepts of each kind; of others it accepts none."""
 _MOST_WORD = 64

@@ -3,8 +3,8 @@
     python tests/guest/kernels.py boot CACHE [NAME...]          # dumps in CACHE/kernels, with truth and vmlinux
     python tests/guest/kernels.py compare DIR...    # into tests/data/kernels.json, for tests/kernel_page.py
 
-``setup CACHE`` must have run. A directory of ``compare`` holds ``vmcore``, ``truth.json`` and ``kallsyms`` of the guest,
-and ``vmlinux`` with DWARF of the same build: any kernel that was booted by other means can have one, too.
+``setup CACHE`` must have run. A directory of ``compare`` holds ``vmcore``, ``truth.json`` and ``kallsyms`` of the
+guest, and ``vmlinux`` with DWARF of the same build: any kernel that was booted by other means can have one, too.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def wipe(path: Path) -> None:
 def compare(directories: list[Path]) -> None:
     """Put what kvmd finds in each of some dumps into RESULTS."""
     from dump_truth import of_dump
+
     from kernel_page import WHOLE_CHECKS, cells
 
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

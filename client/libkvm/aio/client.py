@@ -4,19 +4,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from kvmd.v1.kvm_service_pb2 import OpenRequest, OpenResponse, OpenWatchedResponse
 from libkvm.aio.kernel import Kernel
 from libkvm.aio.opening import opening
 from libkvm.aio.session import LONG_TIMEOUT, TIMEOUT, Session, Unpicklable, default_target
 from libkvm.aio.transports import TlsFiles, transport
-from libkvm.calls import OPEN
+from libkvm.calls import OPEN, OPEN_WATCHED
 from libkvm.errors import Reason, error
 from libkvm.names import KVM_ANY_SWAP, KVM_NO_FILES, Name, Swap, open_request, source_name
 from libkvm.packed import available
 
 _O_RDWR = 2
+_WATCHED_TIMEOUT = 3600.0
 
 
 def connect(  # noqa: PLR0913 - all but the target by keyword
@@ -80,6 +83,7 @@ class Client(Unpicklable):
         any_swap: bool = False,
         dump_offset: int | None = None,
         timeout: float | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Kernel:
         """Open the running kernel or a crash dump; see kvm_open(3).
 
@@ -93,7 +97,9 @@ class Client(Unpicklable):
         :param any_swap: believe the swap images, even if nothing in the dump shows that they are of its moment.
         :param dump_offset: where in a NetBSD dump device's image the kernel left its dump, in bytes; see kvm_dump(3).
             None: the dump is a file that savecore(8) wrote, or another system's.
-        :param timeout: seconds to wait; None: the client's ``long_timeout``.
+        :param timeout: seconds to wait; None: the client's ``long_timeout``, and with ``progress`` an hour.
+        :param progress: is called now and then with how many bytes of a dump have been looked at, and of how many: of
+            one without VMCOREINFO all are (some seconds for a GiB).
         :raises SourceError: a file can't be opened.
         :raises FormatError: it is not what it should be.
         :raises AccessError: the policy forbids it.
@@ -103,7 +109,10 @@ class Client(Unpicklable):
         flags = KVM_NO_FILES if no_files else (_O_RDWR if write else 0) | (KVM_ANY_SWAP if any_swap else 0)
         local = session.local
         request = open_request(corefile, execfile, swapfile, flags, local=local, dump_offset=dump_offset)
-        answer = await session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
+        if progress is None:
+            answer = await session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
+        else:
+            answer = await self._watched(request, progress, _WATCHED_TIMEOUT if timeout is None else timeout)
         return Kernel(
             session,
             answer.descriptor,
@@ -112,6 +121,15 @@ class Client(Unpicklable):
             name=answer.kernel_name,
             dump=answer.dump,
         )
+
+    async def _watched(
+        self, request: OpenRequest, progress: Callable[[int, int], object], timeout: float
+    ) -> OpenResponse:
+        answer = OpenWatchedResponse()
+        async for answer in self._session.stream(OPEN_WATCHED, request, timeout):
+            if not answer.HasField("opened"):
+                progress(answer.done_bytes, answer.total_bytes)
+        return answer.opened
 
     async def close(self) -> None:
         """Close the connection and every kernel opened over it. Idempotent."""

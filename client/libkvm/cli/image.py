@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 from libkvm.cli.command import certificates
 from libkvm.cli.private import answers, private_daemon
@@ -13,6 +14,8 @@ from libkvm.client import connect
 from libkvm.errors import Reason, error
 from libkvm.kernel import Kernel
 from libkvm.session import DEFAULT_TARGET, LONG_TIMEOUT, TIMEOUT
+
+_CLEAR = "\r\x1b[K"
 
 
 @contextlib.contextmanager
@@ -31,8 +34,31 @@ def opened(options: argparse.Namespace) -> Iterator[Kernel]:
             target = stack.enter_context(private_daemon([core, *others]))
         made = connect(target, timeout=timeout, long_timeout=long_timeout, **certificates(options))
         client = stack.enter_context(made)
-        kernel = client.open(core, exe, swap, no_files=options.no_files, any_swap=options.any_swap)
+        with _shown() as progress:
+            how = {"no_files": options.no_files, "any_swap": options.any_swap, "timeout": options.timeout}
+            kernel = client.open(core, exe, swap, **how, progress=progress)
         yield stack.enter_context(kernel)
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Callable[[int, int], None]]:
+    """Give what shows how far an open has come, on a terminal, for as long as it takes."""
+    shown = False
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and total:
+            shown = True
+            text = f"looking for the kernel: {100 * done // total} % of {total >> 20} MiB"
+            sys.stderr.write(f"{_CLEAR}{text}")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if shown:
+            sys.stderr.write(_CLEAR)
+            sys.stderr.flush()
 
 
 def _own(name: str) -> str:

@@ -59,7 +59,7 @@ class LinuxImage:
             raise error(Reason.BAD_ARGUMENT, "a dump needs a core file")
         if files.writable:
             raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
-        return Kernel(open_dump(files.core, files.unpacker), files.exec)
+        return Kernel(open_dump(files.core, files.progress, files.unpacker), files.exec)
 
     def _check_swap(self) -> None:
         """Refuse a swap image that is none of this dump's; what keeps that from being known is told when it is read."""

@@ -33,6 +33,7 @@ def receive():
 def fail(reason, message="why", **metadata):
     send(9, error_pb2.Error(reason=reason, message=message, metadata=metadata).SerializeToString())
 READY, RESULT, ITEM, END, ERROR = range(5, 10)
+PROGRESS = 14
 """
 NAMES = OpenFrame(Kind.DUMP, ())
 Start = Callable[[str], Awaitable[Worker]]
@@ -77,6 +78,7 @@ LIES = {
     "no error": "send(ERROR, b'\\xff\\xff\\xff')",
     "unknown reason": "fail('WHATEVER')",
     "the daemon's reason": "fail('NO_SUCH_DESCRIPTOR')",
+    "progress of a call": "send(PROGRESS, bytes(16))",
 }
 
 
@@ -104,6 +106,37 @@ async def test_name_of_a_kernel_is_text_whatever_it_is(start: Start) -> None:
     assert len(opened.kernel_name) <= 4096
     assert not opened.foreign
     opened.kernel_name.encode()
+
+
+async def test_an_open_that_tells_of_progress_may_take_longer(start: Start) -> None:
+    code = "for i in range(8):\n    send(PROGRESS, struct.pack('<QQ', i, 8))\n    time.sleep(0.25)\n"
+    worker = await start(f"send(READY)\nreceive()\n{code}send(RESULT, b'\\0name')\nreceive()", 1)
+    heard: list[tuple[int, int]] = []
+    opened = await worker.open(NAMES, [], progress=lambda done, of: heard.append((done, of)))
+    assert (opened.kernel_name, heard) == ("name", [(i, 8) for i in range(8)])
+
+
+async def test_progress_that_ends_is_a_hang(start: Start) -> None:
+    worker = await start("send(READY)\nreceive()\nsend(PROGRESS, bytes(16))\ntime.sleep(60)", 0.5)
+    began = time.monotonic()
+    assert await reason(worker.open(NAMES, [], progress=lambda done, of: None)) is Reason.WORKER_HUNG
+    assert time.monotonic() - began < 2
+
+
+async def test_a_flood_of_progress_waits_and_does_not_last(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "LONGEST_OPEN", 1.0)
+    worker = await start("send(READY)\nreceive()\nwhile True:\n    send(PROGRESS, bytes(16))", 0.7)
+    heard: list[int] = []
+    began = time.monotonic()
+    assert await reason(worker.open(NAMES, [], progress=lambda done, of: heard.append(done))) is Reason.WORKER_HUNG
+    assert time.monotonic() - began < 3
+    assert 0 < len(heard) < 20
+
+
+@pytest.mark.parametrize("size", [0, 15, 17])
+async def test_progress_of_another_size(start: Start, size: int) -> None:
+    worker = await start(f"send(READY)\nreceive()\nsend(PROGRESS, bytes({size}))\ntime.sleep(60)")
+    assert await reason(worker.open(NAMES, [], progress=lambda done, of: None)) is Reason.WORKER_DIED
 
 
 async def test_signal_without_a_name(start: Start) -> None:

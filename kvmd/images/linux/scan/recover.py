@@ -6,13 +6,14 @@ What is found counts if the page tables that it names lead to a kernel of the re
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from drgn import Architecture
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import File, Unpack
+from kvmd.images.base import File, Progress, Unpack, unheard
 from kvmd.images.linux.layout import DumpLayout
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.program import Dump, open_file
@@ -29,6 +30,9 @@ _TEXT = re.compile(rb"OSRELEASE=[!-~]+\n[\n -~]*\n")
 _TEXT_MAX = 1 << 14  # VMCOREINFO_BYTES is a page, of 64 KiB at most; its text has 4 KiB
 _NEEDED = {"swapper_pg_dir", "_stext", "init_uts_ns"}
 _TEXTS = 64  # texts that may be tried
+_BANNER = re.compile(re.escape(BANNER) + rb"[^\n\0]{1,500}\n\0")
+_BANNERS = 64
+_REACH = 64 << 20  # bytes; linux_banner and kallsyms are both read-only data of the kernel, which lies in one piece
 _PAGE = 4096
 _UTS = 400  # bytes of init_uts_ns: a counter, and six names of 65
 
@@ -36,26 +40,28 @@ Make = Callable[[bytes], Dump]
 """Opens a dump with a VMCOREINFO text."""
 
 
-def open_dump(file: File, unpacker: Callable[[], Unpack] | None = None) -> Dump:
+def open_dump(file: File, progress: Progress = unheard, unpacker: Callable[[], Unpack] | None = None) -> Dump:
     """Open a dump as the kernel that its VMCOREINFO describes, or that is found in it.
 
+    :param progress: is told how far the search has come.
     :param unpacker: see :attr:`kvmd.images.base.Files.unpacker`.
     :raises KvmError: as :func:`~kvmd.images.linux.program.open_file`; NO_VMCOREINFO if it has none and no kernel is
         found, AMBIGUOUS if several are.
     """
     opened = open_file(file, unpacker)
     try:
-        text = opened.layout.vmcoreinfo or _found(opened.layout, opened.make)
+        text = opened.layout.vmcoreinfo or _found(opened.layout, opened.make, progress)
         return opened.make(text)
     except KvmError as e:
         e.metadata.setdefault("path", file.name)
         raise
 
 
-def _found(layout: DumpLayout, make: Make) -> bytes:
+def _found(layout: DumpLayout, make: Make, progress: Progress) -> bytes:
     read = partial(Memory(make(NOTHING)).attempt, physical=True)
-    places = _places(read, layout.runs())
-    found = _fitting(make, _notes(read, places[_HEAD])) or _fitting(make, _rebuilt(read, places))
+    runs = list(layout.runs())
+    places = _places(read, runs, progress)
+    found = _fitting(make, _notes(read, places[_HEAD])) or _fitting(make, _rebuilt(read, runs, places[BANNER]))
     if len(found) > 1:
         message = "no VMCOREINFO, and several kernels lie in its memory"
         raise error(Reason.AMBIGUOUS, f"the dump has {message}; dump the guest with vmcoreinfo=on")
@@ -65,10 +71,12 @@ def _found(layout: DumpLayout, make: Make) -> bytes:
     return found[0]
 
 
-def _places(read: Read, runs: Iterable[range]) -> dict[bytes, list[int]]:
+def _places(read: Read, runs: list[range], progress: Progress) -> dict[bytes, list[int]]:
     """Where there is what a kernel has, in one look through memory."""
-    places: dict[bytes, list[int]] = {_HEAD: [], DIGITS: [], BANNER: []}
-    for string, place in at_most(PLACES, search(read, runs, tuple(places), _PAGE), "beginnings of kernels' tables"):
+    places: dict[bytes, list[int]] = {_HEAD: [], BANNER: []}
+    total = sum(run.stop - run.start for run in runs)
+    found = search(read, runs, tuple(places), _PAGE, lambda done: progress(done, total))
+    for string, place in at_most(PLACES, found, "beginnings of kernels' texts"):
         places[string].append(place)
     return places
 
@@ -80,9 +88,29 @@ def _notes(read: Read, places: list[int]) -> Iterator[bytes]:
             yield text[0]
 
 
-def _rebuilt(read: Read, places: dict[bytes, list[int]]) -> Iterator[bytes]:
-    for symbols in candidates(read, places[DIGITS], _PAGE):
-        yield from rebuild.texts(read, symbols, places[BANNER])
+def _rebuilt(read: Read, runs: list[range], places: list[int]) -> Iterator[bytes]:
+    """Texts of the kernels that have one of some banners: kallsyms are looked for near these."""
+    whole = (place for place in places if _BANNER.match(window(read, place, place + 512, 1)))
+    banners = sorted(at_most(_BANNERS, whole, "banners of kernels"))
+    digits = (place for _, place in search(read, _near(runs, banners), (DIGITS,), _PAGE))
+    for symbols in candidates(read, at_most(PLACES, digits, "digits in a row"), _PAGE):
+        yield from rebuild.texts(read, symbols, banners)
+
+
+def _near(runs: list[range], banners: list[int]) -> Iterator[range]:
+    """The parts of memory that may hold tables of these banners' kernels."""
+    spans: list[range] = []
+    for banner in banners:
+        low, high = max(banner - _REACH, 0) & -_PAGE, banner + _REACH & -_PAGE
+        if spans and low <= spans[-1].stop:
+            low = spans.pop().start
+        spans.append(range(low, high))
+    for run in runs:
+        for span in spans[max(bisect_right(spans, run.start, key=lambda span: span.start) - 1, 0) :]:
+            if span.start >= run.stop:
+                break
+            if max(run.start, span.start) < min(run.stop, span.stop):
+                yield range(max(run.start, span.start), min(run.stop, span.stop))
 
 
 def _fitting(make: Make, texts: Iterable[bytes]) -> list[bytes]:

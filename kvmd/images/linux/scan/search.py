@@ -31,12 +31,16 @@ def at_most(number: int, found: Iterable[T], what: str) -> Iterator[T]:
         yield one
 
 
-def search(read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int) -> Iterator[tuple[bytes, int]]:
+def search(
+    read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int, passed: Callable[[int], None] | None = None
+) -> Iterator[tuple[bytes, int]]:
     """Give which of some strings stands where.
 
     :param runs: ranges of addresses, in pages; what can't be read is passed over.
     :param wanted: strings of less than a page; those that lie across a gap are not found.
+    :param passed: is told how many bytes have been looked at.
     """
+    done = 0
     overlap = max(map(len, wanted)) - 1
     for run in runs:
         held = b""
@@ -45,6 +49,9 @@ def search(read: Read, runs: Iterable[range], wanted: Sequence[bytes], page: int
                 held = held if at == start else b""
                 yield from _hits(held + data, at - len(held), len(held), wanted)
                 held = data[-overlap:] if at + len(data) == start + CHUNK else b""
+            done += min(CHUNK, run.stop - start)
+            if passed is not None:
+                passed(done)
 
 
 def _hits(text: bytes, base: int, held: int, wanted: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:

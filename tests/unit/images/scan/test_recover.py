@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from images import fixture
+from kernel_truth import unnoted, wiped
 from kvmd.errors import KvmError, Reason
 from kvmd.images.base import File, Files, Image
 from kvmd.images.linux.image import LinuxImage
@@ -20,7 +21,6 @@ from kvmd.images.registry import open_image
 from kvmd.v1 import memory_pb2, process_pb2
 
 DUMPS = ["qemu/vmcore.kdump", "la57/vmcore.kdump", "linux-5.10/vmcore.kdump", "linux-5.15/vmcore.kdump"]
-SIZE_VMCOREINFO = 4096 + 40  # of KDUMP's sub-header
 PHYSICAL = memory_pb2.ADDRESS_SPACE_PHYSICAL
 CHUNK = 1 << 20
 
@@ -42,18 +42,6 @@ def opens(tmp_path: Path) -> Iterator[Opened]:
     yield image  # type: ignore[misc] # all of these are Linux's
     for fd in fds:
         os.close(fd)
-
-
-def unnoted(name: str) -> bytes:
-    """A dump as if the guest had had no vmcoreinfo device; the kernel's own page is still there."""
-    data = bytearray(fixture(name).path.read_bytes())
-    data[SIZE_VMCOREINFO : SIZE_VMCOREINFO + 8] = bytes(8)
-    return bytes(data)
-
-
-def wiped(name: str) -> bytes:
-    """The same without the kernel's own page: it was built without CONFIG_CRASH_CORE."""
-    return unnoted(name).replace(b"OSRELEASE=", bytes(10))
 
 
 def facts(image: LinuxImage) -> dict[str, Any]:
