@@ -32,7 +32,7 @@ class Info:
     :ivar build_id: the kernel's build id, in hexadecimal digits.
     :ivar paging_levels: levels of page tables.
     :ivar symbols: where symbols come from: ``execfile``, ``kallsyms``, ``scan`` or ``vmcoreinfo``.
-    :ivar types: where types come from: ``btf`` or ``dwarf``.
+    :ivar types: where types come from: ``btf``, ``dwarf`` or ``isf``.
     :ivar load_average: over 1, 5 and 15 minutes.
     """
 

@@ -21,14 +21,14 @@ from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.program import open_file
 from kvmd.v1 import memory_pb2
 
-SIZE = 2 << 30
+SIZE = 1 << 30
 NAME = "linux-5.15/vmcore.kdump"
 PHYSICAL = memory_pb2.ADDRESS_SPACE_PHYSICAL
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon, and 2 GiB of raw memory, most of it holes of the file, of a kernel without VMCOREINFO."""
+    """A daemon, and 1 GiB of raw memory, most of it holes of the file, of a kernel without VMCOREINFO."""
     folder = tmp_path_factory.mktemp("dumps")
     (folder / "kdump").write_bytes(wiped(NAME))
     with (folder / "kdump").open("rb") as file, (folder / "raw").open("wb") as out:
@@ -66,9 +66,11 @@ async def test_the_twin_hears_of_it(served: tuple[Daemon, Path], tmp_path: Path)
     daemon, path = served
     os.utime(path)  # another image
     heard: list[tuple[int, int]] = []
-    async with libkvm.aio.connect(daemon.target) as client:
-        async with client.open(path, progress=lambda done, of: heard.append((done, of))) as kernel:
-            assert (await kernel.symbol("init_task")).source == "scan"
+    async with (
+        libkvm.aio.connect(daemon.target) as client,
+        client.open(path, progress=lambda done, of: heard.append((done, of))) as kernel,
+    ):
+        assert (await kernel.symbol("init_task")).source == "scan"
     assert ascends(heard)
 
 
@@ -82,7 +84,7 @@ def test_kvmctl_shows_it_on_a_terminal(served: tuple[Daemon, Path]) -> None:
     shown = os.read(ours, 65536).decode()
     os.close(ours)
     assert (done.returncode, b"init_task" in done.stdout) == (0, True)
-    assert "% of 2048 MiB" in shown
+    assert "% of 1024 MiB" in shown
     assert shown.endswith("\r\x1b[K")
     quiet = subprocess.run(words, capture_output=True, check=False, timeout=60)
     assert (quiet.returncode, quiet.stderr) == (0, b"")

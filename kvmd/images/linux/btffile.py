@@ -15,7 +15,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
 from kvmd.images.linux.btf import MAGIC, MAX_SIZE, Btf
 from kvmd.images.linux.guard import guarded
-from kvmd.images.linux.source import FileSource
+from kvmd.images.linux.source import Source
 from kvmd.images.linux.symbols import Found
 from kvmd.images.linux.types import Types
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
@@ -26,9 +26,9 @@ _KINDS = (TypeKind.STRUCT, TypeKind.UNION, TypeKind.TYPEDEF)
 _ENOUGH = 10  # facts: those of list_head and the like fit every kernel
 
 
-def is_btf(file: File) -> bool:
+def is_btf(source: Source) -> bool:
     """Whether a file begins as raw BTF does."""
-    return FileSource(file.fd).read(0, 2) == _HEAD
+    return source.read(0, 2) == _HEAD
 
 
 def differs(types: Types, info: VmcoreInfo, prog: Program) -> str:
@@ -68,10 +68,9 @@ class BtfFile:
 
     dwarf = stripped = False
 
-    def __init__(self, file: File, info: VmcoreInfo, prog: Program) -> None:
+    def __init__(self, file: File, source: Source, info: VmcoreInfo, prog: Program) -> None:
         self.file = file
         self.symbols: dict[str, Found] = {}
-        source = FileSource(file.fd)
         self.size = source.size
         try:
             self.types = Types(prog, Btf(source.read(0, min(self.size, MAX_SIZE + 1))))

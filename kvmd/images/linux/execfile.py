@@ -15,7 +15,7 @@ from kvmd.images.base import File
 from kvmd.images.linux import elf
 from kvmd.images.linux.elfsymbols import symbols
 from kvmd.images.linux.guard import guarded
-from kvmd.images.linux.source import FileSource
+from kvmd.images.linux.source import FileSource, Source
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 _NT_GNU_BUILD_ID = 3
@@ -26,29 +26,33 @@ class ExecFile:
     """A kernel's ELF file.
 
     :ivar symbols: by name; none of a file that is stripped.
-    :ivar dwarf: whether it has DWARF.
+    :ivar dwarf: whether it has DWARF, which drgn reads of a file that is not packed.
+    :ivar btf: its BTF, that counts if it has no DWARF; empty if there is none.
     :raises KvmError: EXEC_NOT_ELF, EXEC_FOREIGN.
     """
 
-    def __init__(self, file: File, info: VmcoreInfo) -> None:
+    def __init__(self, file: File, source: Source, info: VmcoreInfo) -> None:
         self.file = file
-        self._source = FileSource(file.fd)
+        self._source = source
         if self._source.read(0, 4) != elf.MAGIC:
             raise error(Reason.EXEC_NOT_ELF, f"{file.name} is no ELF file", path=file.name)
         try:
             self._sections = elf.sections(self._source, elf.header(self._source))
             self._check_kernel(info)
             self.symbols = symbols(self._source, self._sections, info.kaslr_offset or 0)
+            btf = next((s for s in self._sections if s.name == ".BTF"), None)
+            self.btf = elf.content(self._source, btf) if btf else b""
         except KvmError as e:
             if e.reason is Reason.EXEC_FOREIGN:
                 raise
             raise error(Reason.EXEC_NOT_ELF, f"{file.name} is no intact ELF file: {e.message}", path=file.name) from e
-        self.dwarf = any(s.name in (".debug_info", ".zdebug_info") for s in self._sections)
+        debug = any(s.name in (".debug_info", ".zdebug_info") for s in self._sections)
+        self.dwarf = debug and isinstance(source, FileSource)
 
     @property
     def stripped(self) -> bool:
-        """Whether it has neither symbols nor DWARF."""
-        return not self.symbols and not self.dwarf
+        """Whether it has neither symbols nor types."""
+        return not self.symbols and not self.dwarf and not self.btf
 
     def _check_kernel(self, info: VmcoreInfo) -> None:
         mine = self._build_id()

@@ -18,12 +18,14 @@ from kvmd.images.linux.btfscan import blobs, the_kernels
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.index import Index, SymbolPlaces, inputs
+from kvmd.images.linux.isf import IsfFile, is_isf
 from kvmd.images.linux.kallsyms import RawKallsyms, read_raw
 from kvmd.images.linux.kimage import KernelImage, image_of
 from kvmd.images.linux.memory import Memory, in_chunks
 from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
 from kvmd.images.linux.objects.finder import Objects
+from kvmd.images.linux.packed import unpacked
 from kvmd.images.linux.program import Dump
 from kvmd.images.linux.scan.kallsyms import of_kernel
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
@@ -69,14 +71,21 @@ class Kernel:
             self.prog.register_type_finder("kvmd", self._find_type, enable_index=0)
             self.prog.register_object_finder("kvmd", self._find_object, enable_index=-1)
 
-    def _open(self, execfile: File) -> ExecFile | BtfFile:
-        return BtfFile(execfile, self.info, self.prog) if is_btf(execfile) else ExecFile(execfile, self.info)
+    def _open(self, execfile: File) -> ExecFile | BtfFile | IsfFile:
+        source = unpacked(execfile)
+        if is_btf(source):
+            return BtfFile(execfile, source, self.info, self.prog)
+        if is_isf(source):
+            return IsfFile(execfile, source, self.info, self.prog, self.memory.attempt)
+        return ExecFile(execfile, source, self.info)
 
     @property
     def types_source(self) -> str:
-        """``dwarf``, ``btf``, or empty if there are none."""
+        """``dwarf``, ``btf``, ``isf``, or empty if there are none."""
         if self.execfile and self.execfile.dwarf:
             return "dwarf"
+        if isinstance(self.execfile, IsfFile):
+            return "isf"
         return "btf" if self._try_types else ""
 
     @property
@@ -264,6 +273,10 @@ class Kernel:
     def _types(self) -> Types:
         if isinstance(self.execfile, BtfFile):
             return self._types_of(self.execfile)
+        if isinstance(self.execfile, IsfFile):
+            return self.execfile.types
+        if isinstance(self.execfile, ExecFile) and self.execfile.btf:
+            return Types(self.prog, Btf(self.execfile.btf))
         if self._sources.btf is not None:
             with suppress(KvmError):
                 return Types(self.prog, Btf(self._sources.btf()))

@@ -19,6 +19,7 @@ from kvmd.images.base import File, Files
 from kvmd.images.linux.btffile import BtfFile
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.memory import in_chunks
+from kvmd.images.linux.packed import unpacked
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 from kvmd.v1 import process_pb2
 
@@ -130,7 +131,8 @@ def made(folder: Path, data: bytes) -> Any:
 
     (folder / "types").write_bytes(data)
     with (folder / "types").open("rb") as file:
-        return BtfFile(File(file.fileno(), "types"), INFO, Program(Platform(Architecture.X86_64)))
+        named = File(file.fileno(), "types")
+        return BtfFile(named, unpacked(named), INFO, Program(Platform(Architecture.X86_64)))
 
 
 @given(st.binary(max_size=400), st.booleans())
