@@ -26,6 +26,7 @@ LONGEST = 2.0  # seconds for one input
 HEADER = 24
 X86_64 = Platform(Architecture.X86_64)
 IDS = (0, 1, 2, 3, 5, 8, 13, 21, 30, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
+CONSTANTS = ["RUNNING", "LARGE", "LIVE"]
 NAMES = ["task_struct", "list_head", "pid", "refcount", "int"]
 
 
@@ -101,8 +102,11 @@ def check(base: bytes, split: bytes) -> str:
             for blob in (kernel, module):
                 found = blob.find(name, *Kind)
                 assert found is None or blob.record(found).name == name
-        assert set(module.constants.values()) <= set(range(len(module)))
-        assert set(kernel.constants.values()) <= set(range(len(kernel)))
+        for blob in (kernel, module):
+            for name in CONSTANTS:
+                found = blob.constant(name)
+                assert found is None or name in dict(blob.enumerators(blob.record(found)))
+            assert all(0 < number < len(blob) for _, number in blob.names())
     except KvmError as e:
         assert e.reason is Reason.CORRUPT_DATA
         return "partly"

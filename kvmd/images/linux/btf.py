@@ -167,9 +167,10 @@ class Btf:
         """The first type of each name and kind."""
         words, first, names = self._words, self._first_id, dict[int, int]()
         for number, at in enumerate(self._starts, first):
-            kind = words[at + 1] >> 24 & 31
-            if _IS_NAMED[kind] and words[at] and number:
-                names.setdefault(words[at] << 5 | kind, number)
+            if number:  # void, which has no words, is no type of a name
+                kind = words[at + 1] >> 24 & 31
+                if _IS_NAMED[kind] and words[at]:
+                    names.setdefault(words[at] << 5 | kind, number)
         return names
 
     def __len__(self) -> int:

@@ -177,9 +177,13 @@ class Types:
     def _resolve(self, type_id: int) -> Record:
         for _ in range(_DEPTH):
             record = self.btf.record(type_id)
-            if record.kind not in _QUALIFIERS and record.kind not in _THROUGH and record.kind is not Kind.TYPEDEF:
+            definition = self._definition(record)
+            if definition is not None:
+                type_id = definition
+            elif record.kind in _QUALIFIERS or record.kind in _THROUGH or record.kind is Kind.TYPEDEF:
+                type_id = record.value
+            else:
                 return record
-            type_id = record.value
         raise _corrupt("types refer to each other without end")
 
     def _enum(self, record: Record, _depth: int) -> Type:
@@ -191,10 +195,15 @@ class Types:
         values = [TypeEnumerator(name, value) for name, value in self.btf.enumerators(record)]
         return self._prog.enum_type(record.name or None, integer, values)
 
+    def _definition(self, record: Record) -> int | None:
+        """The id of what a declaration declares, if BTF has it."""
+        if record.kind is not Kind.FWD:
+            return None
+        return self.btf.find(record.name, Kind.UNION if record.flag else Kind.STRUCT)
+
     def _forward(self, record: Record, depth: int) -> Type:
         """A declaration is its definition, where BTF has one."""
-        kind = Kind.UNION if record.flag else Kind.STRUCT
-        definition = self.btf.find(record.name, kind)
+        definition = self._definition(record)
         if definition is not None:
             return self.type(definition, depth)
         make = self._prog.union_type if record.flag else self._prog.struct_type

@@ -125,6 +125,13 @@ def test_types_that_refer_to_themselves() -> None:
     fails(b, "entry")
 
 
+def test_no_types_at_all() -> None:
+    b = Builder()
+    assert Btf(b.bytes()).find("int", Kind.INT) is None
+    assert Btf(b.bytes()).constant("int") is None
+    assert list(Btf(b.bytes()).names()) == []
+
+
 def test_a_struct_in_itself() -> None:
     b = Builder()
     b.compound("s", 8, [("", 1, 0)])
@@ -133,6 +140,10 @@ def test_a_struct_in_itself() -> None:
     b.compound("s", 8, [("", 2, 0)])
     b.compound("", 8, [("", 3, 0)])
     b.add(8, "alias", value=1)
+    assert "holds itself" in fails(b, "struct s").message
+    b = Builder()
+    b.compound("s", 8, [("", 2, 0)])
+    b.add(7, "s")  # its declaration, which is the same
     assert "holds itself" in fails(b, "struct s").message
 
 
