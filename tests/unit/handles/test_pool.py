@@ -16,7 +16,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.process import Bounds
-from kvmd.images.base import Kind
+from kvmd.images.base import Kind, Progress
 from kvmd.worker.protocol import Opened
 
 
@@ -40,7 +40,8 @@ class FakeWorker:
         await cls.starting.wait()
         return cls()
 
-    async def open(self, names: object, fds: Sequence[int], find: object) -> Opened:
+    async def open(self, names: object, fds: Sequence[int], find: object, progress: Progress) -> Opened:
+        progress(1, 2)
         self.fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in fds]
         if "bad" in self.fds[0]:
             raise error(Reason.CORRUPT_IMAGE, "bad")
@@ -88,6 +89,24 @@ async def used(pool: Pool, path: Any) -> Any:
         return await pool.acquire(opened, "uid:1")
     finally:
         close(opened)
+
+
+async def test_all_who_wait_hear_of_progress_and_nobody_after(pool: Pool, tmp_path: Any) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    async def hearing(name: str) -> Any:
+        opened = files(tmp_path / "image")
+        try:
+            return await pool.acquire(opened, "uid:1", lambda done, of: heard.append((name, done, of)))
+        finally:
+            close(opened)
+
+    first, second = await asyncio.gather(hearing("first"), hearing("second"))
+    assert first is second
+    assert sorted(heard) == [("first", 1, 2), ("second", 1, 2)]
+    assert first.listeners == []
+    await hearing("third")  # it is open
+    assert len(heard) == 2
 
 
 async def test_files_stay_open_as_long_as_the_worker_needs_them(
