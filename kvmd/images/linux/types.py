@@ -40,6 +40,7 @@ _QUALIFIERS = {
     Kind.RESTRICT: Qualifiers.RESTRICT,
 }
 _THROUGH = (Kind.TYPE_TAG, Kind.DECL_TAG)
+_OF_ONE = (*_THROUGH, Kind.TYPEDEF, Kind.VAR, Kind.FUNC)
 _INT_SIZES = (1, 2, 4, 8, 16)
 
 
@@ -180,7 +181,7 @@ class Types:
             definition = self._definition(record)
             if definition is not None:
                 type_id = definition
-            elif record.kind in _QUALIFIERS or record.kind in _THROUGH or record.kind is Kind.TYPEDEF:
+            elif record.kind in _QUALIFIERS or record.kind in _OF_ONE:
                 type_id = record.value
             else:
                 return record

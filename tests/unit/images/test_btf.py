@@ -145,6 +145,11 @@ def test_a_struct_in_itself() -> None:
     b.compound("s", 8, [("", 2, 0)])
     b.add(7, "s")  # its declaration, which is the same
     assert "holds itself" in fails(b, "struct s").message
+    for kind, more in ((8, ()), (10, ()), (12, ()), (14, (1,)), (17, (0,)), (18, ())):
+        b = Builder()
+        b.compound("s", 8, [("", 2, 0)])
+        b.add(kind, "x", 1, more)
+        assert "holds itself" in fails(b, "struct s").message
 
 
 @pytest.mark.parametrize(("kind", "size"), [(1, 3), (1, 0), (16, 7)])
