@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import drgn
-from drgn.helpers.linux.pid import for_each_task
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "guest"), str(HERE.parent)]
@@ -38,7 +37,9 @@ FIXTURES: dict[str, Callable[[], Truth]] = {
     "6.1": lambda: of_fixture("qemu"),
     "6.1, 5 levels": lambda: of_fixture("la57"),
     "6.1, 5 levels, no VMCOREINFO": lambda: of_fixture("la57", wiped),
+    "6.1, no KALLSYMS_ALL": lambda: of_fixture("x86-no-data-symbols"),
     "6.1 of Debian, panicked": lambda: of_fixture("debian-6.1-panic"),
+    "6.1 of Debian, arm64, no KALLSYMS_ALL": lambda: of_fixture("arm64-6.1"),
 }
 
 
@@ -97,8 +98,7 @@ def tasks(truth: Truth) -> str:
     """Every task, by pid, name and address."""
     if not truth.tasks:
         return NONE
-    prog = truth.image.kernel.prog
-    ours = {(t.pid.value_(), t.comm.string_().decode("utf-8", "replace"), t.value_()) for t in for_each_task(prog)}
+    ours = {(s.pid, s.comm.decode("utf-8", "replace"), s.task_address) for s in truth.stacks()}
     return share(task in ours for task in truth.tasks)
 
 

@@ -98,7 +98,7 @@ def of_fixture(folder: str, change: Callable[[str], bytes] | None = None) -> Tru
     ended = {p["pid"] for p in alive if p["state"] == "Z"}
     return Truth(
         image,
-        _symbols(folder, truth),
+        _symbols(folder, truth) + [(name, value) for name, (value, _) in dwarf.get("objects", {}).items()],
         dwarf.get("members", {}),
         [(pid, comm, address) for pid, comm, address in dwarf.get("tasks", ())],
         [(p["pid"], p["ppid"], p["comm"].encode("utf-8", "surrogateescape")) for p in alive],

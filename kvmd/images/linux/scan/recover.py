@@ -23,7 +23,10 @@ from kvmd.images.linux.scan.names import DIGITS
 from kvmd.images.linux.scan.search import PLACES, Read, at_most, search, window
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
-NOTHING = b"OSRELEASE=6.0.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff80000000\n"
+NOTHING = (
+    b"OSRELEASE=6.0.0\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=ffffffff80000000\n"
+    b"NUMBER(VA_BITS)=48\nNUMBER(kimage_voffset)=0\nNUMBER(PHYS_OFFSET)=0\n"  # of arm64
+)
 """What drgn takes for VMCOREINFO where physical memory alone is read."""
 _HEAD = b"OSRELEASE="
 _TEXT = re.compile(rb"OSRELEASE=[!-~]+\n[\n -~]*\n")

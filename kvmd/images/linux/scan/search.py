@@ -83,15 +83,18 @@ def readable(read: Read, start: int, length: int, page: int) -> Iterator[tuple[i
         yield start, whole
         return
     held: list[bytes] = []
-    for at in range(start, start + length, page):
-        data = read(at, min(page - at % page, start + length - at))
+    at = start
+    while at < start + length:
+        size = min(page - at % page, start + length - at)
+        data = read(at, size)
         if data is not None:
             held.append(data)
         elif held:
             yield at - sum(map(len, held)), b"".join(held)
             held = []
+        at += size
     if held:
-        yield start + length - sum(map(len, held)), b"".join(held)
+        yield at - sum(map(len, held)), b"".join(held)
 
 
 def window(read: Read, start: int, end: int, page: int) -> bytes:

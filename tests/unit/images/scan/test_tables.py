@@ -12,7 +12,7 @@ from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.scan import kallsyms
 from kvmd.images.linux.scan.kallsyms import BANNER, Symbols, candidates, describes, parse, the_one
 from kvmd.images.linux.scan.names import DIGITS
-from kvmd.images.linux.scan.search import search
+from kvmd.images.linux.scan.search import search, window
 
 AT = TEXT + (8 << 20)
 PAGE = 4096
@@ -164,3 +164,17 @@ def test_search_finds_across_chunks_and_not_across_gaps() -> None:
     room.pages[2 * mib + PAGE] = b"dle" + bytes(PAGE - 3)
     hits = list(search(room.read, [range(9 * mib)], (b"needle", DIGITS), PAGE))
     assert sorted(hits) == sorted([(b"needle", mib - 4), (b"needle", 7 * mib), (DIGITS, 5 * mib - 3)])
+
+
+@pytest.mark.parametrize("start", [0x5000, 0x5001, 0x5B68, 0x5FFF])
+@pytest.mark.parametrize("missing", [(), (0x6000,), (0x5000,), (0x7000,), (0x6000, 0x8000)])
+def test_a_window_has_each_byte_in_its_place(start: int, missing: tuple[int, ...]) -> None:
+    whole = bytes(i % 251 for i in range(0x5000))
+    room = Room({0x5000: whole})
+    for page in missing:
+        del room.pages[page]
+    expected = bytearray(whole)
+    for page in missing:
+        expected[page - 0x5000 : page - 0x4000] = bytes(PAGE)
+    end = 0x9123
+    assert window(room.read, start, end, PAGE) == expected[start - 0x5000 : end - 0x5000]
