@@ -179,12 +179,14 @@ Made by `python tests/kernel_page.py`; `tests/unit/images/test_kernel_page.py` f
 than what the dumps of `tests/data` give.
 
 Each cell says how many of the truth's items kvmd gives exactly so, from the dump alone. The truth of symbols,
-processes, argv and environ is the guest's own /proc; that of members (offset and size of at least 100 of structs that
+processes, argv and environ is the guest's own /proc; that of members (offset and size of about 100 of structs that
 kvmd reads), tasks (by address), log and stacks (return addresses of tasks that did not run) is drgn's with the DWARF
 vmlinux of the same build. "-": nothing was recorded. Strings that are missing were swapped out, or left out when the
 dump was made small. "VMCOREINFO": where it was found: the dump's note, its text in memory, or made anew from kallsyms,
 the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no VMCOREINFO": as of a
-kernel that was built without it, too. "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`.
+kernel that was built without it, too: such a kernel is not found if it is arm64's, or if it has no KALLSYMS_ALL either
+(NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a kernel without KALLSYMS_ALL
+the data objects count among the symbols.
 
 ## Small dumps, in the repository
 

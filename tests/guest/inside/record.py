@@ -27,9 +27,17 @@ def process(path: Path) -> dict[str, Any]:
         "ppid": int(rest.split()[1]),
         "comm": head.partition("(")[2],
         "argv": (path / "cmdline").read_bytes().hex(),
-        "environ": (path / "environ").read_bytes().hex(),
+        "environ": environment(path).hex(),
         "stack": [[name, int(at, 16)] for name, at in _FRAME.findall((path / "stack").read_text())],
     }
+
+
+def environment(path: Path) -> bytes:
+    """Of a kernel thread nothing, which newer kernels (6.12) answer with an error."""
+    try:
+        return (path / "environ").read_bytes()
+    except ProcessLookupError:
+        return b""
 
 
 def processes() -> dict[int, dict[str, Any]]:
