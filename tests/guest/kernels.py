@@ -46,8 +46,6 @@ KERNELS = {
     "6.1-wiped": Kernel("bookworm", _6_1, device=False, wipe=True),
     "6.12": Kernel("trixie", "linux-image-6.12.117+deb13-cloud-amd64"),
     "6.12-wiped": Kernel("trixie", "linux-image-6.12.117+deb13-cloud-amd64", device=False, wipe=True),
-    "7.2": Kernel("sid", "linux-image-7.2.13+deb14-cloud-amd64"),
-    "7.2-wiped": Kernel("sid", "linux-image-7.2.13+deb14-cloud-amd64", device=False, wipe=True),
 }
 
 
