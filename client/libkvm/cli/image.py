@@ -36,7 +36,7 @@ def opened(options: argparse.Namespace) -> Iterator[Kernel]:
         client = stack.enter_context(made)
         with _shown() as progress:
             how = {"no_files": options.no_files, "any_swap": options.any_swap, "timeout": options.timeout}
-            kernel = client.open(core, exe, swap, **how, progress=progress)
+            kernel = client.open(core, exe, swap, **how, progress=progress if sys.stderr.isatty() else None)
         yield stack.enter_context(kernel)
 
 
@@ -47,7 +47,7 @@ def _shown() -> Iterator[Callable[[int, int], None]]:
 
     def show(done: int, total: int) -> None:
         nonlocal shown
-        if sys.stderr.isatty() and total:
+        if total:
             shown = True
             text = f"looking for the kernel: {100 * done // total} % of {total >> 20} MiB"
             sys.stderr.write(f"{_CLEAR}{text}")
