@@ -83,7 +83,7 @@ def test_pool_holds_the_wire() -> None:
     """Every method of the service but those that the servicer handles itself is in the table of calls, and no other."""
     service = descriptor_pool.Default().FindServiceByName("kvmd.v1.KvmService")
     methods = {method.name: method for method in service.methods}
-    assert set(methods) == {"Open", "OpenFiles", "Close", "GetTicket", "Write", *CALLS}
+    assert set(methods) == {"Open", "OpenWatched", "OpenFiles", "Close", "GetTicket", "Write", *CALLS}
     for name, call in CALLS.items():
         assert methods[name].input_type.full_name == call.request.DESCRIPTOR.full_name
         assert methods[name].server_streaming == call.streams

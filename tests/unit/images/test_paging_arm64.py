@@ -130,7 +130,7 @@ def test_drgn_translates_alike(granule: int, bits: int, levels: int, sizes: tupl
 
     told = info(VA_BITS=bits, TCR_EL1_T1SZ=f"{64 - bits:#x}", MAX_PHYSMEM_BITS=52 if wide else 48)
     layout = cast("Layout", SimpleNamespace(vmcoreinfo=told.text + f"\nPAGESIZE={1 << granule}\n".encode()))
-    custom(Architecture.AARCH64, layout, read).prog.read(virtual, 1)
+    custom(Architecture.AARCH64, layout, read, layout.vmcoreinfo).prog.read(virtual, 1)
     known = of_kernel(told, 1 << granule)
     assert known is not None
     assert (known[0].levels, known[1]) == (levels, ROOT)
