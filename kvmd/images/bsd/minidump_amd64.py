@@ -114,7 +114,7 @@ class Amd64Minidump(Minidump):
                 continue
             for virtual, physical, length in found:
                 fruitless = 0
-                if virtual + length > start:
+                if start < virtual + length <= 1 << 64:
                     yield self._record(virtual, physical, length)
         if failure is not None:
             raise incomplete(failure, skipped)
