@@ -22,7 +22,8 @@ from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.kdump import KdumpLayout
 from kvmd.images.linux.kdumpcodecs import CODECS, unpack
 from kvmd.images.linux.kdumppages import PageReader
-from kvmd.images.linux.program import Dump, open_dump
+from kvmd.images.linux.program import Dump
+from kvmd.images.linux.scan.recover import open_dump
 from kvmd.v1 import memory_pb2
 from repack import CODECS as PACKERS
 from repack import PAGE, ROW, flattened, repacked
