@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from kvmd.errors import KvmError
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import LITTLE, number, words
+
+
+def reads(read: Callable[[int, int], bytes], **others: Any) -> Any:
+    """What stands in for a little-endian kernel's memory.
+
+    :param read: reads kernel memory.
+    """
+    return SimpleNamespace(
+        kernel=read,
+        order=LITTLE,
+        number=lambda address, size=8: number(read(address, size), LITTLE),
+        words=lambda address, count: words(read(address, 8 * count), LITTLE),
+        **others,
+    )
 
 
 class Overlay:
@@ -20,8 +36,8 @@ class Overlay:
         self.patches = dict(patches or {})
         self.reads = 0
         memory = kernel.memory
-        self.memory: Any = SimpleNamespace(
-            kernel=self._read, tables=memory.tables, physical=memory.physical, translate=memory.translate
+        self.memory: Any = reads(
+            self._read, tables=memory.tables, physical=memory.physical, translate=memory.translate
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
@@ -79,6 +79,9 @@ class Files:
     progress: Progress = unheard
 
 
+ByteOrder = Literal["little", "big"]
+
+
 @runtime_checkable
 class Indexed(Protocol):
     """An image that opens faster with the index of its kernel's build."""
@@ -99,6 +102,10 @@ class Indexed(Protocol):
 
 class Image(Protocol):
     """An opened image. Every method raises only :class:`kvmd.errors.KvmError`."""
+
+    @property
+    def byte_order(self) -> ByteOrder:
+        """How the kernel's memory holds numbers."""
 
     def info(self) -> image_pb2.Info:
         """Describe the image."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import ByteOrder
 from kvmd.images.bsd.core import Core, read
 from kvmd.images.bsd.namelist import NameList
 from kvmd.images.bsd.netbsd import NetbsdCore
@@ -29,6 +30,8 @@ class BsdImage:
     :param core: the dump; None: a NetBSD dump device's image, whose dump has not been found yet.
     :raises KvmError: EXEC_FOREIGN.
     """
+
+    byte_order: ByteOrder = "little"
 
     def __init__(self, source: Source, core: Core | None, names: NameList | None) -> None:
         self._source, self._opened, self._names = source, core, names

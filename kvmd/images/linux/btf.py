@@ -1,9 +1,9 @@
 """BTF, the kernel's description of its own types, parsed from hostile bytes. Pure.
 
-Source: Documentation/bpf/btf.rst, Linux 6.12 (version 1, kinds 1 to 19). All ids, string offsets and counts are
-checked where they are used; the index holds one word a type and is made in one pass, or was made before
-(:mod:`kvmd.images.linux.index`). A module's BTF is split: its ids and string offsets go on where those of its base, the
-kernel's, end (kernel/bpf/btf.c, btf_parse_module).
+Source: Documentation/bpf/btf.rst, Linux 6.12 (version 1, kinds 1 to 19). The magic number tells the byte order. All
+ids, string offsets and counts are checked where they are used; the index holds one word a type and is made in one pass,
+or was made before (:mod:`kvmd.images.linux.index`). A module's BTF is split: its ids and string offsets go on where
+those of its base, the kernel's, end (kernel/bpf/btf.c, btf_parse_module).
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from itertools import accumulate
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.nametable import NameTable
+from kvmd.images.linux.order import BIG, LITTLE, NATIVE, Order
 
 MAGIC = 0xEB9F
+_BIG_MAGIC = struct.pack(">H", MAGIC)
 MAX_SIZE = 256 << 20
 _SEARCHES = 64  # for so many names the strings are searched, which takes half a millisecond; then all are indexed
 
@@ -71,6 +73,14 @@ _NAMED = {
 
 _FIXED, _EACH = ([_EXTRA.get(kind, (0, 0))[n] for kind in range(32)] for n in (0, 1))  # type: ignore[call-overload]
 _IS_NAMED = [kind in _NAMED for kind in range(32)]
+
+
+def _words(data: bytes, order: Order) -> Sequence[int]:
+    if order == NATIVE:
+        return memoryview(data).cast("I")
+    swapped = array("I", data)
+    swapped.byteswap()
+    return swapped
 
 
 def _corrupt(message: str) -> KvmError:
@@ -132,14 +142,16 @@ class Btf:
         self._first_offset = base.string_end if base else 0
         if len(data) < 24 or len(data) > MAX_SIZE:
             raise _corrupt("its size")
-        magic, version, _, length, type_off, type_len, str_off, str_len = struct.unpack_from("<HBBIIIII", data)
+        self._order = BIG if data[:2] == _BIG_MAGIC else LITTLE
+        head = struct.unpack_from(self._order + "HBBIIIII", data)
+        magic, version, _, length, type_off, type_len, str_off, str_len = head
         if magic != MAGIC or version != 1 or length < 24:
             raise _corrupt("its header")
         types, strings = length + type_off, length + str_off
         if types + type_len > len(data) or strings + str_len > len(data) or type_len % 4:
             raise _corrupt("its sections")
         self._section = data[types : types + type_len]
-        self._words: Sequence[int] = memoryview(self._section).cast("I")
+        self._words: Sequence[int] = _words(self._section, self._order)
         self._strings = data[strings : strings + str_len]
         self._searches = 0
         if self._strings[-1:] != b"\0" and not (base and not str_len):
@@ -309,7 +321,7 @@ class Btf:
 
     def _enumeration(self, offset: int) -> int | None:
         """The first enumeration with an enumerator whose name is at an offset: the word is looked for everywhere."""
-        wanted, at = struct.pack("<I", offset), -1
+        wanted, at = struct.pack(self._order + "I", offset), -1
         while offset and (at := self._section.find(wanted, at + 1)) >= 0:
             number = bisect_right(self._starts, at // 4) - 1
             if at % 4 or number < 0:

@@ -20,7 +20,7 @@ from kvmd.images.linux.symbols import Found
 from kvmd.images.linux.types import Types
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
-_HEAD = struct.pack("<H", MAGIC)
+_HEADS = (struct.pack("<H", MAGIC), struct.pack(">H", MAGIC))
 _FACT = re.compile(r"SIZE\((\w+)\)|OFFSET\((\w+)\.(\w+)\)")
 _KINDS = (TypeKind.STRUCT, TypeKind.UNION, TypeKind.TYPEDEF)
 _ENOUGH = 10  # facts: those of list_head and the like fit every kernel
@@ -28,7 +28,7 @@ _ENOUGH = 10  # facts: those of list_head and the like fit every kernel
 
 def is_btf(source: Source) -> bool:
     """Whether a file begins as raw BTF does."""
-    return source.read(0, 2) == _HEAD
+    return source.read(0, 2) in _HEADS
 
 
 def differs(types: Types, info: VmcoreInfo, prog: Program) -> str:

@@ -13,28 +13,30 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.btf import MAGIC
 from kvmd.images.linux.kimage import KernelImage
 from kvmd.images.linux.memory import Read, in_chunks
+from kvmd.images.linux.order import Order
 from kvmd.images.linux.types import Types
 
-_HEADER = struct.Struct("<HBBIIIII")
-_HEAD = struct.pack("<HBBI", MAGIC, 1, 0, _HEADER.size)  # version 1, no flags
+_HEADER = "HBBIIIII"
 _MOST, _BLOBS = 64, 4  # headers that are looked at, and what is read whole
 _LEAST, _LARGEST = 1 << 16, 1 << 26  # bytes; the kernel's is megabytes
 
 
-def blobs(image: KernelImage, read: Read) -> Iterator[bytes]:
+def blobs(image: KernelImage, read: Read, order: Order) -> Iterator[bytes]:
     """What looks like BTF in the kernel's image, whole.
 
     :param read: reads kernel memory exactly, at most a chunk.
+    :param order: the kernel's byte order.
     """
-    given = 0
-    for address in islice(image.find(_HEAD, 4), _MOST):
+    header = struct.Struct(order + _HEADER)
+    head, given = struct.pack(order + "HBBI", MAGIC, 1, 0, header.size), 0  # version 1, no flags
+    for address in islice(image.find(head, 4), _MOST):
         try:
-            *_, types_at, types, strings_at, strings = _HEADER.unpack(read(address, _HEADER.size))
-            length = _HEADER.size + strings_at + strings
+            *_, types_at, types, strings_at, strings = header.unpack(read(address, header.size))
+            length = header.size + strings_at + strings
             # As every compiler and pahole write it: types first, then strings, which begin and end with NUL.
             if types_at or strings_at != types or not _LEAST <= length <= _LARGEST or not image.holds(address, length):
                 continue
-            ends = read(address + _HEADER.size + types, 1) + read(address + length - 1, 1)
+            ends = read(address + header.size + types, 1) + read(address + length - 1, 1)
             if types % 4 == 0 and ends == b"\0\0":
                 yield in_chunks(read, address, length)
                 given += 1

@@ -7,8 +7,6 @@ Source: Linux include/linux/cpumask.h (masks of nr_cpu_ids bits in unsigned long
 
 from __future__ import annotations
 
-import struct
-
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
@@ -40,7 +38,7 @@ class Cpus:
         if found is None:  # CONFIG_NR_CPUS=1 or CONFIG_FORCE_NR_CPUS
             mask = self._kernel.builtin("__cpu_possible_mask")
             return max(mask.size * 8, 1) if mask else 1
-        number = int.from_bytes(self._kernel.memory.kernel(found.value, 4), "little")
+        number = self._kernel.memory.number(found.value, 4)
         if not 0 < number <= MAX_CPUS:
             raise error(Reason.CORRUPT_DATA, f"{number} is no number of CPUs", address=found.value)
         return number
@@ -59,8 +57,8 @@ class Cpus:
         found, count = self._kernel.builtin(name), self.count
         if found is None:
             return [0]
-        bits = int.from_bytes(self._kernel.memory.kernel(found.value, (count + 63) // 64 * 8), "little")
-        return [cpu for cpu in range(count) if bits >> cpu & 1]
+        bits = self._kernel.memory.words(found.value, (count + 63) // 64)
+        return [cpu for cpu in range(count) if bits[cpu // 64] >> cpu % 64 & 1]
 
     @property
     def offsets(self) -> list[int]:
@@ -68,7 +66,7 @@ class Cpus:
         found, count = self._kernel.builtin("__per_cpu_offset"), self.count
         if found is None:  # a kernel for one CPU: its variables lie where their symbols say
             return [0] * count
-        return list(struct.unpack(f"<{count}Q", self._kernel.memory.kernel(found.value, 8 * count)))
+        return list(self._kernel.memory.words(found.value, count))
 
     def describe(self) -> system_pb2.GetCpusResponse:
         """List the possible CPUs; those that are offline run no task.
@@ -80,8 +78,7 @@ class Cpus:
         for number in self.possible:
             cpu = answer.cpus.add(number=number, online=number in online, offset=offsets[number])
             if cpu.online:
-                task = self._kernel.memory.kernel(place + offsets[number] & _ALL, 8)
-                cpu.current_task = int.from_bytes(task, "little")
+                cpu.current_task = self._kernel.memory.number(place + offsets[number] & _ALL)
         return answer
 
     def _current(self) -> int:

@@ -1,6 +1,6 @@
 """ELF64: headers, segments, notes, sections and symbols, with every count and offset bounded.
 
-Source: the generic ABI's chapters "Object Files" and "Program Loading". Little-endian only.
+Source: the generic ABI's chapters "Object Files" and "Program Loading".
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmd.errors import Reason, error
+from kvmd.images.linux.order import BIG, LITTLE, Order
 from kvmd.images.linux.source import Source, exact
 
 MAGIC = b"\x7fELF"
@@ -33,6 +34,7 @@ class Header:
     shoff: int
     shnum: int
     shstrndx: int
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +65,28 @@ class Section:
 def header(source: Source) -> Header:
     """Read the header.
 
-    :raises KvmError: TRUNCATED_IMAGE, UNSUPPORTED_FORMAT (32-bit or big-endian), CORRUPT_IMAGE.
+    :raises KvmError: TRUNCATED_IMAGE, UNSUPPORTED_FORMAT (32-bit), CORRUPT_IMAGE.
     """
     data = exact(source, 0, 64, "the ELF header")
     if data[:4] != MAGIC or data[4] not in (1, 2) or data[5] not in (1, 2):
         raise error(Reason.CORRUPT_IMAGE, "the ELF header makes no sense")
-    if data[4:6] != b"\x02\x01":
-        raise error(Reason.UNSUPPORTED_FORMAT, "only little-endian ELF64 is supported")
+    if data[4] != 2:
+        raise error(Reason.UNSUPPORTED_FORMAT, "only ELF64 is supported")
+    order = LITTLE if data[5] == 1 else BIG
     kind, machine, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = struct.unpack_from(
-        "<HHIQQQIHHHHHH", data, 16
+        order + "HHIQQQIHHHHHH", data, 16
     )
     if phnum == _PN_XNUM and not shoff:
         raise error(Reason.CORRUPT_IMAGE, "the ELF header's count of program headers makes no sense")
     if phnum == _PN_XNUM or (shnum == 0 and shoff):
         first = exact(source, shoff, 64, "the first section header")
-        size, link, info = struct.unpack_from("<32xQII", first)
+        size, link, info = struct.unpack_from(order + "32xQII", first)
         phnum = info if phnum == _PN_XNUM else phnum
         shnum = size if shnum == 0 else shnum
         shstrndx = link if shstrndx == _PN_XNUM else shstrndx
     if (phnum and phentsize != 56) or (shnum and shentsize != 64) or max(phnum, shnum) > _MAX_SEGMENTS:
         raise error(Reason.CORRUPT_IMAGE, "the ELF header's table sizes make no sense")
-    return Header(kind, machine, phoff, phnum, shoff, shnum, shstrndx)
+    return Header(kind, machine, phoff, phnum, shoff, shnum, shstrndx, order)
 
 
 def segments(source: Source, head: Header) -> list[Segment]:
@@ -92,7 +95,7 @@ def segments(source: Source, head: Header) -> list[Segment]:
     :raises KvmError: TRUNCATED_IMAGE, CORRUPT_IMAGE if a LOAD or NOTE segment wraps around.
     """
     table = exact(source, head.phoff, head.phnum * 56, "the program headers")
-    found = [Segment(kind, *rest) for kind, *rest in struct.iter_unpack("<I4xQQQQQ8x", table)]
+    found = [Segment(kind, *rest) for kind, *rest in struct.iter_unpack(head.order + "I4xQQQQQ8x", table)]
     for segment in found:
         if segment.type not in (PT_LOAD, PT_NOTE):
             continue
@@ -102,11 +105,11 @@ def segments(source: Source, head: Header) -> list[Segment]:
     return found
 
 
-def notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
+def notes(data: bytes, order: Order = LITTLE) -> Iterator[tuple[bytes, int, bytes]]:
     """Walk notes: (name without NUL, type, descriptor), up to the first that doesn't fit."""
     at = 0
     while at + 12 <= len(data):
-        name_size, desc_size, kind = struct.unpack_from("<III", data, at)
+        name_size, desc_size, kind = struct.unpack_from(order + "III", data, at)
         name_at = at + 12
         desc_at = name_at + (name_size + 3 & ~3)
         if desc_at + desc_size > len(data):
@@ -133,7 +136,7 @@ def sections(source: Source, head: Header) -> list[Section]:
     :raises KvmError: TRUNCATED_IMAGE, CORRUPT_IMAGE.
     """
     table = exact(source, head.shoff, head.shnum * 64, "the section headers")
-    rows = list(struct.iter_unpack("<IIQQQQII16x", table))
+    rows = list(struct.iter_unpack(head.order + "IIQQQQII16x", table))
     if not rows:
         return []
     if head.shstrndx >= len(rows):

@@ -10,6 +10,7 @@ from bisect import bisect_right
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux import elf
+from kvmd.images.linux.order import Order
 from kvmd.images.linux.segments import Piece, Segments
 from kvmd.images.linux.source import DumpSource, Source
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
@@ -27,10 +28,10 @@ class ElfLayout(Segments):
         head = elf.header(source)
         if head.type != elf.ET_CORE:
             raise error(Reason.UNSUPPORTED_FORMAT, "an ELF file, but not a core dump")
-        self.machine = head.machine
+        self.machine, self.order = head.machine, head.order
         found = elf.segments(source, head)
         self._noted = found
-        self.vmcoreinfo = self._vmcoreinfo(source, found)
+        self.vmcoreinfo = self._vmcoreinfo(source, found, head.order)
         self.page_size = VmcoreInfo.parse(self.vmcoreinfo).page_size
         loads = [s for s in found if s.type == elf.PT_LOAD and s.memsz]
         if not loads:
@@ -50,9 +51,9 @@ class ElfLayout(Segments):
         return "elf"
 
     @staticmethod
-    def _vmcoreinfo(source: Source, found: list[elf.Segment]) -> bytes:
+    def _vmcoreinfo(source: Source, found: list[elf.Segment], order: Order) -> bytes:
         for data in elf.note_data(source, found):
-            for name, _, text in elf.notes(data):
+            for name, _, text in elf.notes(data, order):
                 if name == b"VMCOREINFO":
                     return text
         return b""

@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
 from kvmd.images.linux import elf
+from kvmd.images.linux.order import LITTLE, Order
 from kvmd.images.linux.source import Source
 from kvmd.images.linux.symbols import N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Found
 from kvmd.v1 import symbol_pb2
 
-_SYMBOL = struct.Struct("<IBBHQQ")
+_SYMBOL = "IBBHQQ"
 _SHF_EXECINSTR = 4
 _SHN_ABS, _SHN_RESERVED = 0xFFF1, 0xFF00
 _STT_NOTYPE_TO_FUNC = (0, 1, 2, 10)
 
 
-def symbols(source: Source, sections: Sequence[elf.Section], moved_by: int = 0) -> dict[str, Found]:
+def symbols(
+    source: Source, sections: Sequence[elf.Section], moved_by: int = 0, order: Order = LITTLE
+) -> dict[str, Found]:
     """Read the symbols; of several with one name a global one counts, else the first.
 
     :param moved_by: how far KASLR moved the kernel: added to all but absolute and per-CPU values.
+    :param order: the file's.
     :raises KvmError: TRUNCATED_IMAGE, CORRUPT_IMAGE.
     """
     table = next((s for s in sections if s.type == elf.SHT_SYMTAB), None)
@@ -31,7 +35,7 @@ def symbols(source: Source, sections: Sequence[elf.Section], moved_by: int = 0) 
     kinds = [_kind(section) for section in sections]
     data = elf.content(source, table)
     found: dict[str, Found] = {}
-    for offset, info, _, section, value, size in _SYMBOL.iter_unpack(data[: len(data) // 24 * 24]):
+    for offset, info, _, section, value, size in struct.iter_unpack(order + _SYMBOL, data[: len(data) // 24 * 24]):
         if not section or info & 15 not in _STT_NOTYPE_TO_FUNC or not offset:
             continue
         if section == _SHN_ABS:

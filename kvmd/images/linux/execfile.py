@@ -37,9 +37,11 @@ class ExecFile:
         if self._source.read(0, 4) != elf.MAGIC:
             raise error(Reason.EXEC_NOT_ELF, f"{file.name} is no ELF file", path=file.name)
         try:
-            self._sections = elf.sections(self._source, elf.header(self._source))
+            head = elf.header(self._source)
+            self._order = head.order
+            self._sections = elf.sections(self._source, head)
             self._check_kernel(info)
-            self.symbols = symbols(self._source, self._sections, info.kaslr_offset or 0)
+            self.symbols = symbols(self._source, self._sections, info.kaslr_offset or 0, head.order)
             btf = next((s for s in self._sections if s.name == ".BTF"), None)
             self.btf = elf.content(self._source, btf) if btf else b""
         except KvmError as e:
@@ -68,7 +70,7 @@ class ExecFile:
     def _build_id(self) -> str:
         for section in self._sections:
             if section.type == elf.SHT_NOTE:
-                for name, kind, data in elf.notes(elf.content(self._source, section)):
+                for name, kind, data in elf.notes(elf.content(self._source, section), self._order):
                     if name == b"GNU" and kind == _NT_GNU_BUILD_ID:
                         return data.hex()
         return ""

@@ -13,6 +13,7 @@ from drgn import Program, Type, TypeKind, sizeof
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.guard import guarded
+from kvmd.images.linux.order import order_of
 
 _CODES = {(1, False): "B", (2, False): "H", (4, False): "I", (8, False): "Q"}
 _CODES |= {(size, True): code.lower() for (size, _), code in _CODES.items()}
@@ -41,8 +42,9 @@ class Fields:
         self._high = max(offset + struct.calcsize(code) for offset, code in (p for p in places.values() if p))
         if self._high - self._low > _MAX:
             raise error(Reason.CORRUPT_DATA, f"{tag} is too large")
+        order = order_of(prog.platform)
         self._members = [
-            (name, place[0] - self._low, struct.Struct("<" + place[1])) for name, place in places.items() if place
+            (name, place[0] - self._low, struct.Struct(order + place[1])) for name, place in places.items() if place
         ]
         self._absent = dict.fromkeys((name for name, place in places.items() if not place))
 

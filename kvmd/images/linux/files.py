@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -114,17 +113,16 @@ class OpenFiles:
         count = table["max_fds"]
         if not 0 <= count <= _MAX_FDS or count % 64:
             raise error(Reason.CORRUPT_DATA, f"a process's table of {count} open files makes no sense", address=at)
-        for start in range(0, count // 8, CHUNK):
-            length = min(CHUNK, count // 8 - start)
-            opened = self._read(table["open_fds"] + start & _ALL, length)
-            closing = self._read(table["close_on_exec"] + start & _ALL, length)
-            for index in range(0, length, 8):
-                bits = int.from_bytes(opened[index : index + 8], "little")
+        words = self._kernel.memory.words
+        for start in range(0, count // 64, CHUNK // 8):
+            length = min(CHUNK // 8, count // 64 - start)
+            opened = words(table["open_fds"] + 8 * start & _ALL, length)
+            closing = words(table["close_on_exec"] + 8 * start & _ALL, length)
+            for index, (bits, closes) in enumerate(zip(opened, closing, strict=True), start):
                 if not bits:
                     continue
-                first = (start + index) * 8
-                closes = int.from_bytes(closing[index : index + 8], "little")
-                row = struct.unpack("<64Q", self._read(table["fd"] + first * 8 & _ALL, 512))
+                first = index * 64
+                row = words(table["fd"] + first * 8 & _ALL, 64)
                 for bit, file in enumerate(row):
                     if bits >> bit & 1 and file:  # a descriptor that is being opened has no file yet
                         yield first + bit, file, _CLOEXEC if closes >> bit & 1 else 0

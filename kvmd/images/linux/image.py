@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import CHUNK, Files
+from kvmd.images.base import CHUNK, ByteOrder, Files
 from kvmd.images.linux import info, log, pages
 from kvmd.images.linux.auxv import AuxVectors
 from kvmd.images.linux.cpus import Cpus
@@ -16,6 +16,7 @@ from kvmd.images.linux.elfsymbols import stripped
 from kvmd.images.linux.files import OpenFiles
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.layout import PAGE
+from kvmd.images.linux.order import NAMES
 from kvmd.images.linux.paths import Paths, init_root
 from kvmd.images.linux.processes import Processes
 from kvmd.images.linux.scan.recover import open_dump
@@ -79,6 +80,11 @@ class LinuxImage:
     def kernel(self) -> Kernel:
         """The kernel below, for more specialised readers of this package."""
         return self._kernel
+
+    @property
+    def byte_order(self) -> ByteOrder:
+        """See :class:`~kvmd.images.base.Image`."""
+        return NAMES[self._kernel.memory.order]
 
     @cached_property
     def _processes(self) -> Processes:

@@ -12,12 +12,12 @@ from drgn.helpers.linux.timekeeping import ktime_get_coarse_boottime_ns, ktime_g
 
 from kvmd.errors import KvmError
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.system import load_average
 from kvmd.v1 import image_pb2
 
 _FIELD = 65  # __NEW_UTS_LEN + 1
 _KREF = 4
 _UTS = ("sysname", "nodename", "release", "version", "machine")
-_FSHIFT = 11
 # Documentation/admin-guide/tainted-kernels.rst, by bit.
 _TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 
@@ -39,7 +39,7 @@ def _banner(kernel: Kernel) -> dict[str, str]:
 
 
 def _taint(kernel: Kernel) -> dict[str, str]:
-    mask = int.from_bytes(kernel.memory.kernel(kernel.address("tainted_mask"), 8), "little")
+    mask = kernel.memory.number(kernel.address("tainted_mask"))
     if not mask:
         return {"taint": ""}
     letters = "".join(letter for bit, letter in enumerate(_TAINTS) if mask >> bit & 1)
@@ -47,9 +47,7 @@ def _taint(kernel: Kernel) -> dict[str, str]:
 
 
 def _load(kernel: Kernel) -> dict[str, list[float]]:
-    data = kernel.memory.kernel(kernel.address("avenrun"), 24)
-    values = (int.from_bytes(data[at : at + 8], "little") for at in (0, 8, 16))
-    return {"load_average": [value / (1 << _FSHIFT) for value in values]}
+    return {"load_average": load_average(kernel)}
 
 
 def _panic(kernel: Kernel) -> dict[str, str]:
@@ -87,7 +85,7 @@ def describe(kernel: Kernel) -> image_pb2.Info:
         "kaslr_offset": kernel.info.kaslr_offset,
         "phys_base": kernel.info.number("phys_base"),
         "build_id": kernel.info.build_id or None,
-        "paging_levels": kernel.memory.tables.paging.levels if kernel.memory.tables else None,
+        "paging_levels": kernel.memory.levels,
     }
     fields = (*_FIELDS, *_TYPED) if known["types"] else _FIELDS
     for field in fields:

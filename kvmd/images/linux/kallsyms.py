@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from kvmd.images.linux.memory import Read, in_chunks
+from kvmd.images.linux.order import LITTLE, Order, number
 
 _MOST = 1 << 22  # symbols; a kernel with all of its drivers built in has some 300,000
 _MOST_NAMES = 64 << 20
@@ -33,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RawKallsyms:
-    """The tables.
+    """The tables, all numbers of them little-endian, whatever the kernel is.
 
     :ivar offsets: a word of 32 bits a symbol, in ascending order of address.
     :ivar names: each name's length (one byte, or two from 128 on) and tokens.
@@ -115,8 +117,18 @@ def addresses(raw: RawKallsyms, number: int, known: int) -> Callable[[int], int]
     return lambda other: known - first + (raw.offset(other) & 0xFFFFFFFF) & _MASK
 
 
-def read_raw(symbols: dict[str, int], read: Read) -> RawKallsyms | None:
+def _little(code: str, data: bytes, order: Order) -> bytes:
+    if order == LITTLE:
+        return data
+    swapped = array(code, data)
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
+def read_raw(symbols: dict[str, int], read: Read, order: Order) -> RawKallsyms | None:
     """Read the tables, where VMCOREINFO says that they are; None if it doesn't, or they can't be such.
+
+    :param order: the kernel's byte order.
 
     :raises KvmError: the fault of a page that holds them.
     """
@@ -124,15 +136,15 @@ def read_raw(symbols: dict[str, int], read: Read) -> RawKallsyms | None:
     if any(f"kallsyms_{name}" not in symbols for name in names):
         return None
     count_at, start, table, index, offsets = (symbols[f"kallsyms_{name}"] for name in names)
-    count = int.from_bytes(read(count_at, 4), "little")
+    count = number(read(count_at, 4), order)
     # What follows the names differs between kernels; there they end at the latest.
     end = min((at for at in (table, index, offsets) if at > start), default=start)
     if not (0 < count <= _MOST and 0 < end - start <= _MOST_NAMES and 0 < index - table <= _MOST_TOKENS):
         return None
     return RawKallsyms(
-        in_chunks(read, offsets, 4 * count),
+        _little("I", in_chunks(read, offsets, 4 * count), order),
         in_chunks(read, start, end - start),
         read(table, index - table),
-        read(index, 2 * _TOKENS),
+        _little("H", read(index, 2 * _TOKENS), order),
         placed="kallsyms_relative_base" not in symbols,
     )

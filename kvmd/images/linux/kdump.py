@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from kvmd.errors import Reason, error
+from kvmd.images.linux.order import BIG, LITTLE, Order
 from kvmd.images.linux.source import Source, exact
 
 MAGIC = b"KDUMP   "
@@ -27,7 +28,22 @@ _CHECKED = 1 << 18  # descriptors looked at when the dump is opened
 _MAX_VMCOREINFO = 1 << 20
 _MAX_NOTES = 1 << 26
 _MAX_CPUS = 1 << 16
+_VERSIONS = 32  # of the header; of those in the other byte order none is as low
 _ONES = re.compile("1+")
+
+
+def _version(head: bytes, order: Order) -> int:
+    found: int = struct.unpack_from(order + "I", head, 8)[0]
+    return found
+
+
+def _little(table: bytes) -> bytes:
+    """Big-endian page descriptors as little-endian: offset (64 bits), size, flags (32 each), the page's flags (64)."""
+    words = array("I", table)
+    words.byteswap()
+    for wide in (0, 4):
+        words[wide::6], words[wide + 1 :: 6] = words[wide + 1 :: 6], words[wide::6]
+    return words.tobytes()
 
 
 def _corrupt(what: str) -> Exception:
@@ -43,11 +59,14 @@ class KdumpLayout:
     def __init__(self, source: Source) -> None:
         self._source = source
         head = exact(source, 0, 464, "the KDUMP header")
-        (self._version,) = struct.unpack_from("<i", head, 8)
+        self.order = LITTLE if _version(head, LITTLE) <= _VERSIONS else BIG
+        self._version = _version(head, self.order)
         self.machine = head[12 + 4 * 65 : 12 + 5 * 65].split(b"\0")[0].decode("ascii", "replace")
-        status, self.page_size, sub, bitmap, mapnr, _, _, _, _, cpus = struct.unpack_from("<IiiIIIIIIi", head, 424)
+        status, self.page_size, sub, bitmap, mapnr, _, _, _, _, cpus = struct.unpack_from(
+            self.order + "IiiIIIIIIi", head, 424
+        )
         self._status: int = status
-        if not 1 <= self._version <= 32:
+        if not 1 <= self._version <= _VERSIONS:
             raise _corrupt("header_version")
         if self.page_size not in (4096, 8192, 16384, 32768, 65536):
             raise _corrupt("block_size")
@@ -70,7 +89,7 @@ class KdumpLayout:
     def _sub_header(self, mapnr: int) -> int:
         data = exact(self._source, self.page_size, 104, "the KDUMP sub-header")
         split, info_at, info_size, note_at, note_size, erase_at, erase_size, wide = struct.unpack_from(
-            "<12xi16xQQQQQQ16xQ", data
+            self.order + "12xi16xQQQQQQ16xQ", data
         )
         if self._version >= 2 and split:
             raise error(Reason.SPLIT_IMAGE, "one part of a split dump; join the parts with makedumpfile --reassemble")
@@ -102,8 +121,7 @@ class KdumpLayout:
     def format(self) -> str:
         """``kdump-`` and the codec: zstd, snappy, lzo, zlib or raw."""
         flags = self._status
-        first = self._source.read(self._table, DESCRIPTOR * min(self._dumped, 256))
-        for row in struct.iter_unpack("<12xI8x", first[: len(first) // DESCRIPTOR * DESCRIPTOR]):
+        for row in struct.iter_unpack("<12xI8x", self.descriptors(0, min(self._dumped, 256))):
             flags |= row[0]
         return "kdump-" + next((name for bit, name in _CODECS if flags & bit), "raw")
 
@@ -130,8 +148,7 @@ class KdumpLayout:
         """
         first = max(0, self._dumped - _CHECKED)
         words = array("Q")
-        data = self._source.read(self._table + first * DESCRIPTOR, (self._dumped - first) * DESCRIPTOR)
-        words.frombytes(data[: len(data) // DESCRIPTOR * DESCRIPTOR])
+        words.frombytes(self.descriptors(first, self._dumped - first))
         if sys.byteorder != "little":
             words.byteswap()
         size = self._source.size
@@ -177,8 +194,10 @@ class KdumpLayout:
         return self._counts[block] + (bits & (1 << bit) - 1).bit_count()
 
     def descriptors(self, rank: int, count: int) -> bytes:
-        """The page descriptors from one on; fewer where the file ends."""
-        return self._source.read(self._table + rank * DESCRIPTOR, count * DESCRIPTOR)
+        """The page descriptors from one on, little-endian whatever the file is; fewer where it ends."""
+        data = self._source.read(self._table + rank * DESCRIPTOR, count * DESCRIPTOR)
+        whole = data[: len(data) // DESCRIPTOR * DESCRIPTOR]
+        return whole if self.order == LITTLE else _little(whole)
 
     def _descriptor(self, page: int) -> tuple[int, int]:
         rank = self.rank(page, 1)

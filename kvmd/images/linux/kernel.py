@@ -25,8 +25,10 @@ from kvmd.images.linux.memory import Memory, in_chunks
 from kvmd.images.linux.modsyms import module_symbols
 from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
 from kvmd.images.linux.objects.finder import Objects
+from kvmd.images.linux.order import BIG
 from kvmd.images.linux.packed import unpacked
 from kvmd.images.linux.program import Dump
+from kvmd.images.linux.refs import DECODERS
 from kvmd.images.linux.scan.kallsyms import of_kernel
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
@@ -141,7 +143,7 @@ class Kernel:
             self._index = Index(data)
 
     def _raw_kallsyms(self) -> RawKallsyms | None:
-        return read_raw(self.info.symbols(), self.memory.kernel)
+        return read_raw(self.info.symbols(), self.memory.kernel, self.memory.order)
 
     def _places(self) -> SymbolPlaces | None:
         stext = self.info.symbol("_stext")
@@ -170,7 +172,7 @@ class Kernel:
     def _scan(self) -> SymbolTable | KvmError | None:
         """The table that is found by looking for it, or what kept it from being found: it is looked for once."""
         stext = self.info.symbol("_stext")
-        if stext is None or self.dump.live:
+        if stext is None or self.dump.live or self.memory.order == BIG:  # the tables that are known are little-endian
             return None
         self._loading = True
         try:
@@ -206,7 +208,8 @@ class Kernel:
     @cached_property
     def _objects(self) -> Lookup:
         """What finds data that no symbol table tells of."""
-        if self.written("init_task") is not None or self.dump.live or self.image is None:
+        known = self.dump.architecture in DECODERS
+        if not known or self.written("init_task") is not None or self.dump.live or self.image is None:
             return lambda _name: None
         return Objects(self, self.image)
 
@@ -321,7 +324,9 @@ class Kernel:
             except KvmError:
                 return None
 
-        return the_kernels(blobs(self.image, self.memory.kernel), types_of) if self.image is not None else None
+        if self.image is None:
+            return None
+        return the_kernels(blobs(self.image, self.memory.kernel, self.memory.order), types_of)
 
     @cached_property
     def _try_types(self) -> Types | None:

@@ -5,7 +5,6 @@ Source: Linux include/linux/maple_tree.h and lib/maple_tree.c (6.1), before that
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +41,7 @@ class Mappings:
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        self._read = kernel.memory.kernel
+        self._read, self._words = kernel.memory.kernel, kernel.memory.words
         wanted = {"tree": ("mm_mt.ma_root",), "root": ("mm_rb.rb_node",)}
         self._mm = Fields(kernel.prog, self._read, "struct mm_struct", wanted)
         vma = {"start": ("vm_start",), "end": ("vm_end",), "first": ("vm_pgoff",), "file": ("vm_file",)}
@@ -82,7 +81,7 @@ class Mappings:
             count = _SLOTS.get(kind)
             if count is None:
                 break
-            words = struct.unpack("<32Q", self._read(node, _NODE))[_PARENT // 8 :]
+            words = self._words(node, _NODE // 8)[_PARENT // 8 :]
             pivots, slots = words[: count - 1], words[count - 1 : 2 * count - 1]
             index = next((i for i, p in enumerate(pivots) if address <= p or (p == 0 and i)), count - 1)
             entry = slots[index]

@@ -12,7 +12,8 @@ from drgn import Architecture, FaultError
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
-from kvmd.images.linux import paging_arm64, paging_x86
+from kvmd.images.linux import paging_arm64, paging_s390x, paging_x86
+from kvmd.images.linux.order import number, order_of, words
 from kvmd.images.linux.pagetable import PageTables, Place
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
@@ -27,7 +28,11 @@ _TEXT = {
 }
 Read = Callable[[int, int], bytes]
 # What an architecture's kernels tell of their page tables.
-_PAGING = {Architecture.X86_64: paging_x86.of_kernel, Architecture.AARCH64: paging_arm64.of_kernel}
+_PAGING = {
+    Architecture.X86_64: paging_x86.of_kernel,
+    Architecture.AARCH64: paging_arm64.of_kernel,
+    Architecture.S390X: paging_s390x.of_kernel,
+}
 
 
 def in_chunks(read: Read, address: int, length: int) -> bytes:
@@ -38,6 +43,7 @@ def in_chunks(read: Read, address: int, length: int) -> bytes:
 class Memory:
     """Reads of one kernel. Addresses and lengths are in bytes.
 
+    :ivar order: the kernel's byte order.
     :ivar blind: whether no kernel virtual address can be read, as nobody knows the architecture's page tables.
     """
 
@@ -48,6 +54,7 @@ class Memory:
         self._into = dump.into
         self._large = (0, 0, 0)
         self._architecture = dump.architecture
+        self.order = order_of(dump.prog.platform)
         # drgn doesn't know them, either; of the running kernel the source translates.
         self.blind = dump.architecture not in _PAGING and not dump.live
         self.tables: PageTables | None = None
@@ -69,6 +76,20 @@ class Memory:
         except (FaultError, ValueError) as e:
             raise self._blame(address, length, self._prog.read, self.explain) from e
         return data
+
+    def number(self, address: int, size: int = 8) -> int:
+        """Read an unsigned number of the kernel's.
+
+        :raises KvmError: as :meth:`kernel`.
+        """
+        return number(self.kernel(address, size), self.order)
+
+    def words(self, address: int, count: int) -> tuple[int, ...]:
+        """Read so many of 64 bits.
+
+        :raises KvmError: as :meth:`kernel`.
+        """
+        return words(self.kernel(address, 8 * count), self.order)
 
     def kernel_into(self, address: int, into: memoryview) -> bool:
         """Fill a buffer with kernel virtual memory, if it is mapped by pages that are large to it.
@@ -144,6 +165,14 @@ class Memory:
     def holds(self, physical: int) -> bool:
         """Whether the image has the page of a physical address."""
         return self._layout.trouble(physical) is None
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels the kernel's own page tables have; None if that can't be told."""
+        try:
+            return self.tables.paging.top(self.root, self.physical) if self.tables else None
+        except KvmError:
+            return None
 
     def walkable(self) -> PageTables:
         """The page tables.

@@ -13,10 +13,11 @@ from drgn.helpers.linux.module import for_each_module
 
 from kvmd.errors import KvmError
 from kvmd.images.linux.memory import Read, in_chunks
+from kvmd.images.linux.order import order_of
 from kvmd.images.linux.symbols import N_BSS, N_DATA, N_EXT, N_TEXT, Found
 from kvmd.v1 import symbol_pb2
 
-_SYMBOL = struct.Struct("<IBBHQQ")
+_SYMBOL = "IBBHQQ"
 _MAX_SYMBOLS = 1 << 17
 _MAX_MODULES = 1 << 12
 _LETTERS = {"t": N_TEXT, "w": N_TEXT, "b": N_BSS}
@@ -46,9 +47,10 @@ def symbols_of(module: Object, read: Read) -> Iterator[Found]:
         return
     count = min(table.num_symtab.value_(), _MAX_SYMBOLS)
     name = module.name.string_().decode("utf-8", "replace")
-    data = in_chunks(read, table.symtab.value_(), count * _SYMBOL.size)
+    row_of = struct.Struct(order_of(module.prog_.platform) + _SYMBOL)
+    data = in_chunks(read, table.symtab.value_(), count * row_of.size)
     letters = read(table.typetab.value_(), count) if table[0].type_.has_member("typetab") else b""
-    rows = list(_SYMBOL.iter_unpack(data))
+    rows = list(row_of.iter_unpack(data))
     strings = _strings(read, table.strtab.value_(), max((row[0] for row in rows), default=0))
     for index, (offset, info, _, section, value, size) in enumerate(rows):
         text = strings[offset : strings.find(b"\0", offset)]

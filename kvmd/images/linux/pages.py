@@ -2,7 +2,8 @@
 
 Source: Linux Documentation/arch/x86/x86_64/mm.rst. The direct mapping begins at ``page_offset_base`` (KASLR moves it),
 or without CONFIG_DYNAMIC_MEMORY_LAYOUT where that document says. On arm64 it begins with the kernel's half (since 5.4),
-and with memory at PHYS_OFFSET (arch/arm64/include/asm/memory.h). docs/adr/0007-page-walk.md has the decisions.
+and with memory at PHYS_OFFSET (arch/arm64/include/asm/memory.h); on
+s390x with 0, or since 6.10 where VMCOREINFO says. docs/adr/0007-page-walk.md has the decisions.
 """
 
 from __future__ import annotations
@@ -57,9 +58,11 @@ def _direct_map(kernel: Kernel, walk: PageWalk) -> int:
     """Where the direct mapping has, or would have, physical address 0; modulo 2**64."""
     if kernel.dump.architecture is Architecture.AARCH64:
         return walk.paging.base - (kernel.info.number("PHYS_OFFSET") or 0) & _ALL
+    if kernel.dump.architecture is Architecture.S390X:
+        return kernel.info.hexadecimal("IDENTITYBASE") or 0
     found = kernel.builtin("page_offset_base")
     try:
-        base = int.from_bytes(kernel.memory.kernel(found.value, 8), "little") if found else 0
+        base = kernel.memory.number(found.value) if found else 0
     except KvmError:
         base = 0
     return base if base >= walk.paging.bottom else _PAGE_OFFSET[walk.paging.levels]

@@ -5,16 +5,16 @@ What an entry means is told by the architecture's :class:`Paging`. All reads are
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images.linux.order import LITTLE, Order, number, words
 
 READ, WRITE, EXECUTE = 1, 2, 4
 PRESENT = 1
-"""An entry that the CPU follows, on all architectures here."""
+"""An entry that the CPU follows, on most architectures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,15 @@ class Paging(ABC):
     :ivar bottom: the lowest address of the kernel's half.
     :ivar base: the address that entry 0 of that table maps.
     :ivar user_end: where the part of the address space ends that is a process's.
+    :ivar levels: how many there are, at most.
+    :ivar entries: how many entries a table has, at most.
+    :ivar order: the byte order of entries.
     """
 
     kernel: int
     bottom: int
     user_end: int
+    order: Order = LITTLE
 
     def __init__(self, page_shift: int, bits: int) -> None:
         self.page_size = 1 << page_shift
@@ -58,6 +62,26 @@ class Paging(ABC):
     def index(self, address: int, level: int) -> int:
         """The number of an address's entry in its table of a level."""
         return address >> self.shift(level) & self.count(level) - 1
+
+    def present(self, level: int) -> tuple[int, int]:
+        """Bits of an entry of a level, and what they are in one that the CPU follows."""
+        return PRESENT, PRESENT
+
+    def empty(self, entry: int, level: int) -> bool:
+        """Whether an entry of a level is what there is before anything was mapped."""
+        return entry == 0
+
+    def top(self, root: int, read: Callable[[int, int], bytes]) -> int:
+        """The level of a top-level table.
+
+        :param root: its physical address.
+        :raises KvmError: why it can't be read.
+        """
+        return self.levels
+
+    def reaches(self, address: int, top: int) -> bool:
+        """Whether tables whose uppermost is of a level translate a canonical address."""
+        return True
 
     @abstractmethod
     def canonical(self, address: int) -> int | None:
@@ -98,7 +122,7 @@ class PageTables:
             entry = self._entry(entry, address, 1)
         start = self.paging.frame(entry, level)
         if start is None:
-            raise absent(address, entry, level)
+            raise absent(address, entry, level, empty=self.paging.empty(entry, level))
         size = 1 << self.paging.shift(level)
         inside = address & (size - 1)
         return Place(start + inside, size - inside)
@@ -111,7 +135,10 @@ class PageTables:
         plain, table = self.paging.canonical(address), root & -self.paging.page_size
         if plain is None:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no canonical address", address=address)
-        for level in range(self.paging.levels, 1, -1):
+        top = self.paging.top(table, self._read)
+        if not self.paging.reaches(plain, top):
+            raise absent(address, 0, top, empty=True)
+        for level in range(top, 1, -1):
             entry = self._entry(table, plain, level)
             below = self.paging.table(entry, level)
             if below is None:
@@ -140,16 +167,16 @@ class PageTables:
     def _table(self, table: int, address: int) -> tuple[int, ...]:
         """The entries of a last table, from that of an address on."""
         first = self.paging.index(address, 1)
-        count = self.paging.entries - first
-        return struct.unpack(f"<{count}Q", self._read(table + 8 * first, 8 * count))
+        count = self.paging.count(1) - first
+        return words(self._read(table + 8 * first, 8 * count), self.paging.order)
 
     def _entry(self, table: int, address: int, level: int) -> int:
-        return int.from_bytes(self._read(table + 8 * self.paging.index(address, level), 8), "little")
+        return number(self._read(table + 8 * self.paging.index(address, level), 8), self.paging.order)
 
 
-def absent(address: int, entry: int, level: int) -> KvmError:
+def absent(address: int, entry: int, level: int, *, empty: bool) -> KvmError:
     """Why an entry gives no page."""
-    if entry == 0 or level > 2:
+    if empty or level > 2:
         return error(Reason.NOT_MAPPED, f"no page is mapped at {address:#x}", address=address)
     message = f"the page at {address:#x} is not in memory (swapped out or migrating)"
     return error(Reason.NOT_PRESENT, message, address=address, entry=f"{entry:#x}", level=level)

@@ -24,6 +24,7 @@ from kvmd.images.linux.kdumpcodecs import unpack
 from kvmd.images.linux.kdumppages import PageReader
 from kvmd.images.linux.layout import DumpLayout, Layout
 from kvmd.images.linux.lime import LimeLayout
+from kvmd.images.linux.order import BIG, LITTLE, order_of
 from kvmd.images.linux.prime import prime
 from kvmd.images.linux.raw import RawLayout
 from kvmd.images.linux.source import FLAT_MAGIC, DumpSource, FileSource, FlatSource, Source
@@ -33,15 +34,20 @@ prime()
 
 _ALL = (1 << 64) - 1
 _REMEMBERED = 1 << 16  # pages that were found whole
-# e_machine and utsname.machine of the 64-bit little-endian architectures that drgn can walk page tables of.
+# e_machine and utsname.machine of the 64-bit architectures that are known here; QEMU writes S390X.
 ARCHITECTURES: dict[int | str, Architecture] = {
     62: Architecture.X86_64,
     183: Architecture.AARCH64,
     243: Architecture.RISCV64,
+    22: Architecture.S390X,
     "x86_64": Architecture.X86_64,
     "aarch64": Architecture.AARCH64,
     "riscv64": Architecture.RISCV64,
+    "s390x": Architecture.S390X,
+    "S390X": Architecture.S390X,
 }
+
+_BIG = {LITTLE: "", BIG: " (big-endian)"}
 
 PhysicalRead = Callable[[int, int, int, bool], bytes]
 """Reads (address, length, offset, physical) or raises FaultError, as drgn's memory segments do."""
@@ -164,8 +170,9 @@ def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, text:
 def _open_elf(source: DumpSource) -> Opened:
     layout = ElfLayout(source)
     architecture = ARCHITECTURES.get(layout.machine)
-    if architecture is None:
-        raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {layout.machine}, which is not supported")
+    if architecture is None or layout.order != order_of(Platform(architecture)):
+        machine = f"{layout.machine}{_BIG[layout.order]}"
+        raise error(Reason.UNSUPPORTED_FORMAT, f"a core dump of ELF machine {machine}, which is not supported")
     return Opened(layout, partial(_by_segments, layout, architecture))
 
 
@@ -181,6 +188,8 @@ def _architecture(info: VmcoreInfo) -> Architecture:
     """The architecture by what VMCOREINFO tells (arch/*/kernel/crash_core*.c), where the format has no word of it."""
     if info.number("kimage_voffset") is not None:
         return Architecture.AARCH64
+    if info.symbol("lowcore_ptr") is not None:
+        return Architecture.S390X
     return Architecture.RISCV64 if info.number("va_kernel_pa_offset") is not None else Architecture.X86_64
 
 
@@ -188,12 +197,17 @@ def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], U
     layout = KdumpLayout(source)
     info = VmcoreInfo.parse(layout.vmcoreinfo)
     architecture = ARCHITECTURES.get(layout.machine) or _told(info, layout.machine)
-    if architecture is None:
-        raise error(Reason.UNSUPPORTED_FORMAT, f"a dump of a {layout.machine!r} machine, which is not supported")
+    if architecture is None or layout.order != order_of(Platform(architecture)):
+        message = f"a dump of a {layout.machine!r}{_BIG[layout.order]} machine, which is not supported"
+        raise error(Reason.UNSUPPORTED_FORMAT, message)
     own = info.lines.get("PAGESIZE", str(layout.page_size))
     if own != str(layout.page_size):  # QEMU's of arm64: libkdumpfile counts in the kernel's pages, and finds none
         message = f"a dump in pages of {layout.page_size} bytes of a kernel whose pages have {own}"
         raise error(Reason.UNSUPPORTED_FORMAT, f"{message}; take an ELF dump instead")
+
+    if architecture is Architecture.S390X and layout.guarded and not flat:
+        # libkdumpfile reads the lowcore when it opens these (src/kdumpfile/s390x.c), before a guard could help.
+        raise error(Reason.TRUNCATED_IMAGE, "the dump of an s390x kernel ends before its last page")
 
     def make(text: bytes) -> Dump:
         with guarded("the dump's headers"):

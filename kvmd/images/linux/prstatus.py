@@ -31,11 +31,12 @@ class SavedRegisters:
     def __init__(self, kernel: Kernel, cpus: Cpus, count: int) -> None:
         self._kernel = kernel
         self._cpus = cpus
-        self._words = struct.Struct(f"<112x{count}Q")
+        self._order = kernel.memory.order
+        self._words = struct.Struct(f"{self._order}112x{count}Q")
         self._note = _HEAD + 8 * count + _TAIL
 
     def _registers(self, notes: bytes) -> Iterator[tuple[int, ...]]:
-        for name, kind, desc in elf.notes(notes):
+        for name, kind, desc in elf.notes(notes, self._order):
             if name == b"CORE" and kind == _NT_PRSTATUS and len(desc) >= self._words.size:
                 yield self._words.unpack_from(desc)
 
@@ -52,7 +53,7 @@ class SavedRegisters:
         offsets = self._cpus.offsets
         for cpu in self._cpus.possible:
             try:
-                place = int.from_bytes(read(found.value, 8), "little") + offsets[cpu] & _ALL
+                place = self._kernel.memory.number(found.value) + offsets[cpu] & _ALL
                 registers = next(self._registers(read(place, self._note)), None)
             except KvmError:  # left out of the dump, or overwritten
                 continue

@@ -6,7 +6,6 @@ Source: Linux mm/swapfile.c (swap_start, swap_show; swap_usage_in_pages since 6.
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,10 +118,10 @@ class SwapAreas:
         if self._kernel.builtin("swap_info") is None and self._kernel.builtin("avenrun") is not None:
             return  # a kernel without CONFIG_SWAP
         table, limit = self._kernel.address("swap_info"), self._kernel.address("nr_swapfiles")
-        count = int.from_bytes(self._read(limit, 4), "little")
+        count = self._kernel.memory.number(limit, 4)
         if count > _MAX_TYPES:
             raise error(Reason.CORRUPT_DATA, f"{count} is no number of swap areas", address=limit)
-        for number, address in enumerate(struct.unpack(f"<{count}Q", self._read(table, 8 * count))):
+        for number, address in enumerate(self._kernel.memory.words(table, count)):
             if address:
                 yield number, address
 

@@ -18,7 +18,7 @@ from kvmd.v1 import symbol_pb2
 
 N_EXT, N_ABS, N_TEXT, N_DATA, N_BSS = 1, 2, 4, 6, 8
 KERNEL = 1 << 63
-"""Kernel virtual addresses have the highest bit; smaller values are per-CPU offsets and absolutes."""
+"""Kernel virtual addresses have the highest bit, but for s390x; smaller values are per-CPU offsets and absolutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class Sections:
     def __init__(self, address: Callable[[str], int]) -> None:
         bounds = {name: address(name) for name in _BOUNDS}
         self._places = [(bounds[low], bounds[high], kind) for low, high, kind in _PLACES if bounds[low]]
+        # s390x has kernel addresses, per-CPU ones among them, from 0 on.
+        self._lowest = min(KERNEL, bounds["_text"] or KERNEL)
         # Some kernels (Debian's 7.2) are linked so that nm(1), and with it kallsyms, calls all data text.
         self._data = range(bounds["_sdata"], bounds["_edata"])
 
@@ -68,7 +70,7 @@ class Sections:
         """The type as in nlist(3) of a symbol that is known to be code, or not known to be."""
         if code and address not in self._data:
             return N_TEXT | external
-        if address < KERNEL:
+        if address < self._lowest:
             return N_ABS | external
         # Weak symbols of code look like weak ones of data.
         return next((kind for low, high, kind in self._places if low <= address < high), N_DATA) | external

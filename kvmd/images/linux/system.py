@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from drgn.helpers.linux.timekeeping import ktime_get_coarse_ns
@@ -10,6 +9,7 @@ from drgn.helpers.linux.timekeeping import ktime_get_coarse_ns
 from kvmd.images.linux.cpus import Cpus
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import LITTLE
 from kvmd.v1 import system_pb2
 
 _FIXED_1 = 1 << 11  # include/linux/sched/loadavg.h
@@ -30,8 +30,7 @@ def load_average(kernel: Kernel) -> list[float]:
 
     :raises KvmError: NO_SYMBOLS, or the fault of the page that holds them.
     """
-    values: tuple[int, ...] = struct.unpack("<3Q", kernel.memory.kernel(kernel.address("avenrun"), 24))
-    return [value / _FIXED_1 for value in values]
+    return [value / _FIXED_1 for value in kernel.memory.words(kernel.address("avenrun"), 3)]
 
 
 class CpuTimes:
@@ -113,8 +112,9 @@ class CpuTimes:
             return bool(flags & _IDLE_ACTIVE)
         with self._kernel.reading("the CPUs' sleep"):
             member = self._kernel.prog.type("struct tick_sched").member("idle_active")
-        word = self._kernel.memory.kernel(address + member.bit_offset // 8, 1)[0]
-        return bool(word >> member.bit_offset % 8 & 1)
+        memory, bit = self._kernel.memory, member.bit_offset % 8
+        word = memory.kernel(address + member.bit_offset // 8, 1)[0]
+        return bool(word >> (bit if memory.order == LITTLE else 7 - bit) & 1)
 
 
 def _record(cpu: int, columns: dict[str, int]) -> system_pb2.CpuTimes:

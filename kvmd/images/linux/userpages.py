@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,7 @@ from functools import cached_property
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.memory import moved
+from kvmd.images.linux.order import words
 from kvmd.images.linux.pagetable import PageTables, absent
 from kvmd.images.linux.shared import Shared
 from kvmd.images.linux.swap.chain import Chain, Slot
@@ -92,7 +92,7 @@ class UserPages:
             where page tables of the architecture are not known.
         """
         tables, top = self._memory.walkable(), self._memory.translate(root).physical
-        region = self._page * tables.paging.entries
+        region = self._page * tables.paging.count(1)
         chain: Chain | None = None
         if self._live and "_shared" in self.__dict__:
             self._shared.forget()
@@ -150,7 +150,7 @@ class UserPages:
             data = self._memory.physical(word + 8 * tables.paging.index(address, 1), 8 * count)
         except KvmError as e:
             raise moved(e, address) from e
-        return _Span(address, length, struct.unpack(f"<{count}Q", data), 1, first)
+        return _Span(address, length, words(data, tables.paging.order), 1, first)
 
     def _fill(
         self, tables: PageTables, mm: int, span: _Span, swapped: Callable[[list[Slot]], Iterator[bytes]]
@@ -178,7 +178,8 @@ class UserPages:
                 end += size
             self._physical(span, frame + at % size, min(end, span.address + span.length) - at)
             return
-        known = self._decoder.decode(entry) if entry and span.level <= 2 else None
+        empty = tables.paging.empty(entry, span.level)
+        known = self._decoder.decode(entry) if not empty and span.level <= 2 else None
         if known is None or (known.kind is Kind.MARKER and known.offset & _UFFD_WP):
             self._whole(span, at, self._shared.page(mm, at & -self._page, swapped))
         elif known.kind is Kind.MIGRATION:
@@ -195,14 +196,14 @@ class UserPages:
     @staticmethod
     def _lost(at: int, entry: int, level: int, kind: Kind) -> KvmError:
         if kind not in _WHY:
-            return absent(at, entry, level)
+            return absent(at, entry, level, empty=False)
         return error(Reason.NOT_PRESENT, _WHY[kind], address=at, entry=f"{entry:#x}", level=level)
 
     def _slots(self, tables: PageTables, entries: tuple[int, ...]) -> list[Slot]:
         """The swap slots of entries, as far as they are such."""
         slots = []
         for entry in entries:
-            if not entry or tables.paging.frame(entry, 1) is not None:
+            if tables.paging.empty(entry, 1) or tables.paging.frame(entry, 1) is not None:
                 break
             known = self._decoder.decode(entry)
             if known.kind is not Kind.SWAP:

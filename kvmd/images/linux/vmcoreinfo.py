@@ -42,6 +42,10 @@ class VmcoreInfo:
         """The value of a NUMBER() line; arm64's have addresses among them, with 0x."""
         return self._int(f"NUMBER({name})", 0)
 
+    def hexadecimal(self, key: str) -> int | None:
+        """The value of a line that has a hexadecimal number without a name around it."""
+        return self._int(key, 16)
+
     def size(self, name: str) -> int | None:
         """The value of a SIZE() line."""
         return self._int(f"SIZE({name})", 10)
@@ -73,4 +77,4 @@ class VmcoreInfo:
     @property
     def kaslr_offset(self) -> int | None:
         """How far KASLR moved the kernel."""
-        return self._int("KERNELOFFSET", 16)
+        return self.hexadecimal("KERNELOFFSET")

@@ -6,13 +6,14 @@ docs/adr/0007-page-walk.md says what bounds the walk, and what is listed.
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.linux.pagetable import EXECUTE, PRESENT, READ, WRITE, Paging
+from kvmd.images.linux.order import words
+from kvmd.images.linux.pagetable import EXECUTE, READ, WRITE, Paging
 
 _ENTRIES = 1 << 16  # of tables kept unpacked, 40 bytes each
 _BARREN = 1 << 16  # tables remembered to map nothing
@@ -44,7 +45,7 @@ class PageWalk:
         self._read, self._root, self.paging = read, root & -paging.page_size, paging
         self._kept = max(_ENTRIES // paging.entries, 1)
         self._patience = _PATIENCE * 4096 // paging.page_size
-        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._tables: OrderedDict[tuple[int, int], Table] = OrderedDict()
         self._barren: set[tuple[int, int]] = set()
         self._fruitless = 0
         self._found = 0
@@ -58,19 +59,27 @@ class PageWalk:
 
         :raises KvmError: CORRUPT_DATA where tables map nothing for too long.
         """
-        levels = self.paging.levels
         first = max(start, self.paging.bottom)
-        return self._below(self._root, levels, self.paging.base, first, READ | WRITE | EXECUTE)
+        return self._below(self._root, self._top, self.paging.base, first, READ | WRITE | EXECUTE)
+
+    @cached_property
+    def _top(self) -> int:
+        """The level of the top-level table."""
+        try:
+            return self.paging.top(self._root, self._read)
+        except KvmError:  # which reading the table will raise again
+            return self.paging.levels
 
     def physical(self, virtual: int) -> int | None:
         """Translate an address of the kernel's half; None if it isn't mapped, or a table can't be read."""
         table, paging = self._root, self.paging
-        for level in range(paging.levels, 0, -1):
+        for level in range(self._top if paging.reaches(virtual, self._top) else 0, 0, -1):
             try:
-                entry = self._entries(table)[paging.index(virtual, level)]
+                entry = self._entries(table, level)[paging.index(virtual, level)]
             except KvmError:
                 return None
-            if not entry & PRESENT:
+            bits, present = paging.present(level)
+            if entry & bits != present:
                 return None
             lower = paging.table(entry, level) if level > 1 else None
             if lower is None:
@@ -81,14 +90,15 @@ class PageWalk:
 
     def _below(self, table: int, level: int, base: int, start: int, allowed: int) -> Iterator[Mapping]:
         """Walk a table that maps the addresses from ``base`` on; ``allowed`` is what the tables above allow."""
-        entries = self._visit(table, base)
+        entries = self._visit(table, level, base)
         if entries is None:
             return
         paging, shift = self.paging, self.paging.shift(level)
+        bits, present = paging.present(level)
         first, found, skipped = max(start - base, 0) >> shift, self._found, self.skipped
         for index in range(first, paging.count(level)):
             entry = entries[index]
-            if not entry & PRESENT:
+            if entry & bits != present:
                 continue
             at, protection = base + (index << shift), allowed & paging.allows(entry, level)
             lower = paging.table(entry, level) if level > 1 else None
@@ -101,29 +111,28 @@ class PageWalk:
         if first == 0 and (found, skipped) == (self._found, self.skipped) and len(self._barren) < _BARREN:
             self._barren.add((level, table))
 
-    def _visit(self, table: int, base: int) -> Table | None:
+    def _visit(self, table: int, level: int, base: int) -> Table | None:
         self._fruitless += 1
         if self._fruitless > self._patience:
             raise error(Reason.CORRUPT_DATA, "the kernel's page tables map nothing, without end", address=base)
         try:
-            return self._entries(table)
+            return self._entries(table, level)
         except KvmError as e:
             self.skipped += 1
-            words = {key: value for key, value in e.metadata.items() if key not in ("address", "readable")}
+            known = {key: value for key, value in e.metadata.items() if key not in ("address", "readable")}
             address = max(base, self.paging.bottom)
-            self.failure = self.failure or error(e.reason, e.message, address=address, **words)
+            self.failure = self.failure or error(e.reason, e.message, address=address, **known)
             return None
 
-    def _entries(self, table: int) -> Table:
-        found = self._tables.get(table)
+    def _entries(self, table: int, level: int) -> Table:
+        found = self._tables.get((table, level))
         if found is None:
-            count = self.paging.entries
-            found = struct.unpack(f"<{count}Q", self._read(table, 8 * count))
+            found = words(self._read(table, 8 * self.paging.count(level)), self.paging.order)
             if len(self._tables) >= self._kept:
                 self._tables.popitem(last=False)
-            self._tables[table] = found
+            self._tables[table, level] = found
         else:
-            self._tables.move_to_end(table)
+            self._tables.move_to_end((table, level))
         return found
 
 

@@ -5,11 +5,12 @@ What it shows is what /proc shows to the process that it runs in: the worker's u
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from kvmd.errors import KvmError, Reason, error
-from kvmd.images.base import Files
+from kvmd.images.base import ByteOrder, Files
 from kvmd.images.procfs import files, system
 from kvmd.images.procfs.processes import Processes
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
@@ -24,6 +25,8 @@ class ProcfsImage:
 
     :raises KvmError: BAD_ARGUMENT without /proc.
     """
+
+    byte_order: ByteOrder = sys.byteorder
 
     def __init__(self, given: Files) -> None:
         proc = given.extra.get("proc")

@@ -14,9 +14,9 @@ from kvmd.v1 import memory_pb2, process_pb2, stack_pb2
 from kvmd.v1 import symbol_pb2 as pb
 
 from .conftest import Bytes
-from .test_elfcore import core, note
+from .test_elfcore import big_endian_core, core, note
 
-RISCV64, PPC64, S390X = 243, 21, 22
+RISCV64, PPC64, S390X, AARCH64, X86_64 = 243, 21, 22, 183, 62
 KERNEL, PHYSICAL = memory_pb2.ADDRESS_SPACE_KERNEL, memory_pb2.ADDRESS_SPACE_PHYSICAL
 RAM = 0x8000_0000
 # Linux 6.12, kernel/vmcore_info.c and arch/riscv/kernel/vmcore_info.c.
@@ -82,16 +82,22 @@ def test_a_fault_names_its_address(riscv64: LinuxImage) -> None:
 
 @pytest.mark.parametrize("machine", [PPC64, S390X, 8, 40])
 def test_other_machines_are_refused(from_bytes: Bytes, machine: int) -> None:
+    """And s390x, if the file says that it is little-endian."""
     with pytest.raises(KvmError, match=f"ELF machine {machine}, which is not supported") as caught:
         from_bytes(dump(machine))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
-def test_a_core_of_s390x_is_refused(from_bytes: Bytes) -> None:
-    data = bytearray(dump(S390X, order=2))
-    data[16:20] = bytes([0, 4, 0, S390X])  # as it is there: the most significant byte first
-    with pytest.raises(KvmError, match="only little-endian ELF64") as caught:
-        from_bytes(bytes(data))
+@pytest.mark.parametrize("machine", [AARCH64, X86_64, PPC64])
+def test_other_big_endian_machines_are_refused(from_bytes: Bytes, machine: int) -> None:
+    with pytest.raises(KvmError, match=rf"ELF machine {machine} \(big-endian\), which is not supported") as caught:
+        from_bytes(big_endian_core([(RAM, b"AB" * 4096)], INFO, machine))
+    assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
+
+
+def test_a_core_of_32_bits_is_refused(from_bytes: Bytes) -> None:
+    with pytest.raises(KvmError, match="only ELF64") as caught:
+        from_bytes(dump(S390X, klass=1))
     assert caught.value.reason is Reason.UNSUPPORTED_FORMAT
 
 

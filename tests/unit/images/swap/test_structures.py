@@ -24,7 +24,7 @@ from kvmd.images.linux.swap.header import parse
 from kvmd.images.linux.swap.reader import SwapReader
 from kvmd.images.linux.swap.xarray import XArrays, value
 from kvmd.images.linux.swapinfo import SwapAreas
-from overlay import Overlay
+from overlay import Overlay, reads
 from tests.unit.images.conftest import Opener
 
 PAGE = 4096
@@ -136,7 +136,7 @@ class Array:
         node = kernel.prog.type("struct xa_node")
         self._shift, self._slots = node.member("shift").offset, node.member("slots").offset
         self.reader = XArrays(
-            SimpleNamespace(memory=SimpleNamespace(kernel=self.memory.read), prog=kernel.prog, reading=kernel.reading)
+            SimpleNamespace(memory=reads(self.memory.read), prog=kernel.prog, reading=kernel.reading)
         )  # type: ignore[arg-type]
         self._next = 0x10000
 
