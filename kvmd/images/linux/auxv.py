@@ -17,6 +17,7 @@ from typing import Any
 from kvmd.errors import KvmError
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import Order
 from kvmd.images.linux.swap.chain import Chain
 from kvmd.images.linux.tasks import Tasks
 from kvmd.images.linux.userpages import UserPages
@@ -24,7 +25,7 @@ from kvmd.images.linux.userpages import UserPages
 _MOST_TASKS = 1 << 14
 _MOST_PAGES = 64
 _AT_NULL, _AT_RANDOM, _AT_SYSINFO_EHDR = 0, 25, 33
-_PAIR = struct.Struct("<QQ")
+_PAIR = "QQ"
 _MEMBERS = ("pgd", "start_stack", "arg_start", "saved_auxv")
 
 
@@ -37,6 +38,7 @@ class AuxVectors:
     def __init__(self, kernel: Kernel, tasks: Tasks, pages: UserPages, chain: Chain) -> None:
         read, page = kernel.memory.kernel, kernel.dump.layout.page_size
         self._tasks, self._pages, self._chain, self._page = tasks, pages, chain, page
+        self._order = kernel.memory.order
         self._task = Fields(kernel.prog, read, "struct task_struct", {"mm": ("mm",)})
         self._mm = Fields(kernel.prog, read, "struct mm_struct", {name: (name,) for name in _MEMBERS})
 
@@ -57,7 +59,7 @@ class AuxVectors:
     def _of(self, address: int) -> Iterator[tuple[int, bool]]:
         try:
             mm: Any = self._mm(address)
-            tokens, low = _tokens(mm["saved_auxv"]), mm["start_stack"] & -self._page
+            tokens, low = _tokens(mm["saved_auxv"], self._order), mm["start_stack"] & -self._page
             count = -(-(mm["arg_start"] - low) // self._page)
             if not tokens or not 0 < count <= _MOST_PAGES:
                 return
@@ -86,12 +88,13 @@ class AuxVectors:
             return None
 
 
-def _tokens(saved: bytes) -> list[bytes]:
+def _tokens(saved: bytes, order: Order) -> list[bytes]:
     """The entries that no two programs have in common; none for a program of 32 bits, whose vector is another."""
     found: list[bytes] = []
-    for kind, value in _PAIR.iter_unpack(saved[: len(saved) & -_PAIR.size]):
+    pair = struct.Struct(order + _PAIR)
+    for kind, value in pair.iter_unpack(saved[: len(saved) & -pair.size]):
         if kind == _AT_NULL:
             break
         if kind in (_AT_RANDOM, _AT_SYSINFO_EHDR) and value:
-            found.append(_PAIR.pack(kind, value))
+            found.append(pair.pack(kind, value))
     return found

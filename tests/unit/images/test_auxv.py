@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.auxv import _tokens
+from kvmd.images.linux.order import BIG, LITTLE
 from kvmd.images.linux.swap.evidence import weigh
 
 RANDOM, VDSO = (25, 0x7FFE00001239), (33, 0x7FFE000F0000)
@@ -23,14 +24,20 @@ def vector(*pairs: tuple[int, int]) -> bytes:
 
 def test_the_two_that_are_drawn_by_lot() -> None:
     saved = vector(VDSO, (16, 0xF8BFBFF), RANDOM, (0, 0), RANDOM)
-    assert _tokens(saved) == [vector(VDSO), vector(RANDOM)]
-    assert _tokens(vector((25, 0), (0, 0))) == []
-    assert _tokens(struct.pack("<8I", 33, 0xF7FC0000, 25, 0xFFFD0001, 0, 0, 0, 0)) == []  # a program of 32 bits
+    assert _tokens(saved, LITTLE) == [vector(VDSO), vector(RANDOM)]
+    assert _tokens(vector((25, 0), (0, 0)), LITTLE) == []
+    assert _tokens(struct.pack("<8I", 33, 0xF7FC0000, 25, 0xFFFD0001, 0, 0, 0, 0), LITTLE) == []  # a program of 32 bits
+
+
+def test_those_of_s390x() -> None:
+    told = struct.pack(">4Q", *RANDOM, 0, 0)
+    assert _tokens(told, BIG) == [told[:16]]
+    assert _tokens(told, LITTLE) == []
 
 
 @given(st.binary(max_size=400))
 def test_any_bytes(saved: bytes) -> None:
-    assert all(token in saved and len(token) == 16 for token in _tokens(saved))
+    assert all(token in saved and len(token) == 16 for token in _tokens(saved, LITTLE))
 
 
 def doubtful(*numbers: int) -> dict[int, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import byte_of
 from kvmd.images.linux.swap.entry import Release, slot_of
 from kvmd.images.linux.swap.frames import Frames
 from kvmd.images.linux.swap.xarray import XArrays
@@ -72,7 +73,7 @@ class SwapCache:
 
     def __init__(self, kernel: Kernel, frames: Frames, xarrays: XArrays, release: Release) -> None:
         self._frames, self._xarrays = frames, xarrays
-        self._read = kernel.memory.kernel
+        self._read, self._number, self._order = kernel.memory.kernel, kernel.memory.number, kernel.memory.order
         self._spaces = kernel.address("swapper_spaces")
         self._counts = kernel.address("nr_swapper_spaces")
         self._space = Fields(kernel.prog, self._read, "struct address_space", {"head": ("i_pages.xa_head",)})
@@ -118,11 +119,11 @@ class SwapCache:
         if bits is None:
             size = min(_BLOCK, -(-(area.slots - block * 8 * _BLOCK) // 64) * 8)
             bits = self._maps[address] = self._read(address, size)
-        return bool(bits[bit // 8] >> bit % 8 & 1)
+        return bool(bits[byte_of(bit, self._order)] >> bit % 8 & 1)
 
     def _head(self, number: int, space: int) -> int:
-        count = int.from_bytes(self._read(self._counts + 4 * number, 4), "little")
-        spaces = int.from_bytes(self._read(self._spaces + 8 * number, 8), "little")
+        count = self._number(self._counts + 4 * number, 4)
+        spaces = self._number(self._spaces + 8 * number)
         if not spaces or space >= count:
             return 0
         found: Any = self._space(spaces + space * self._stride)

@@ -4,7 +4,8 @@ A layout is chosen by architecture and release; which numbers stand for what els
 reserve them, from the highest number down.
 
 Sources, by kernel release: arch/x86/include/asm/pgtable_64.h and pgtable-invert.h (4.19; offsets inverted since L1TF),
-arch/arm64/include/asm/pgtable.h (5.10, 5.19, 6.12), include/linux/swap.h and swapops.h (5.10 to 6.12).
+arch/arm64/include/asm/pgtable.h (5.10, 5.19, 6.12), arch/s390/include/asm/pgtable.h (6.1), include/linux/swap.h
+and swapops.h (5.10 to 6.12).
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ LAYOUTS: dict[str, tuple[tuple[Release, Layout], ...]] = {
         ((5, 19), Layout(3, 5, 8, 50)),  # bits 3-7, 8-57: PG_anon_exclusive took bit 2
         ((3, 11), Layout(2, 6, 8, 50)),  # bits 2-7, 8-57
     ),
+    "s390x": (((6, 1), Layout(2, 5, 12, 52)),),  # __SWP_TYPE_SHIFT, __SWP_OFFSET_SHIFT
 }
 
 

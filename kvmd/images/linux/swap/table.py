@@ -7,13 +7,13 @@ users, and below it, unless the cluster or the area has a bitmap of its own, a b
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import byte_of
 from kvmd.images.linux.swap.cache import folio_page
 from kvmd.images.linux.swap.frames import Frames
 from kvmd.images.linux.swapinfo import Area
@@ -33,9 +33,9 @@ class SwapTables:
     """
 
     def __init__(self, kernel: Kernel, frames: Frames) -> None:
-        self._frames, self._read = frames, kernel.memory.kernel
+        self._frames, self._memory = frames, kernel.memory
         wanted = {name: (name,) for name in ("table", "zero_bitmap", "extend_table")}
-        self._cluster = Fields(kernel.prog, self._read, "struct swap_cluster_info", wanted)
+        self._cluster = Fields(kernel.prog, kernel.memory.kernel, "struct swap_cluster_info", wanted)
         with kernel.reading("the swap tables"):
             self._stride = kernel.prog.type("struct swap_cluster_info").size
         self._by_frame = "extend_table" in self._cluster.offsets  # as old as counts and frames in the table
@@ -54,7 +54,7 @@ class SwapTables:
         if words is None:
             if len(self._tables) >= _REMEMBERED:
                 self._tables.clear()
-            words = struct.unpack(f"<{_CLUSTER}Q", self._read(cluster["table"], 8 * _CLUSTER))
+            words = self._memory.words(cluster["table"], _CLUSTER)
             self._tables[cluster["table"]] = words
         return words[offset % _CLUSTER], cluster
 
@@ -93,4 +93,5 @@ class SwapTables:
             if not cluster["zero_bitmap"]:
                 return cluster["zero_bitmap"] is None and bool(word & _ZERO)
             bitmap, bit = cluster["zero_bitmap"], offset % _CLUSTER
-        return bool(bitmap) and bool(self._read(bitmap + bit // 8, 1)[0] >> bit % 8 & 1)
+        place = bitmap + byte_of(bit, self._memory.order)
+        return bool(bitmap) and bool(self._memory.kernel(place, 1)[0] >> bit % 8 & 1)

@@ -7,8 +7,7 @@ lowest bit is set is a value. The nodes are hostile: every step goes down, and t
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from kvmd.errors import KvmError, Reason, error
@@ -29,8 +28,8 @@ class XArrays:
     """
 
     def __init__(self, kernel: Kernel) -> None:
-        self._read: Callable[[int, int], bytes] = kernel.memory.kernel
-        self._node = Fields(kernel.prog, self._read, "struct xa_node", {"shift": ("shift",), "slots": ("slots.0",)})
+        self._words, read = kernel.memory.words, kernel.memory.kernel
+        self._node = Fields(kernel.prog, read, "struct xa_node", {"shift": ("shift",), "slots": ("slots.0",)})
         with kernel.reading("trees of pages"):
             self._size: int = kernel.prog.type("struct xa_node").member("slots").type.length or 0
         if self._size not in (16, 64):
@@ -91,7 +90,7 @@ class XArrays:
         if found is None:
             known: Any = self._node(node)
             at = self._node.offsets["slots"]
-            found = known["shift"], struct.unpack(f"<{self._size}Q", self._read(node + at, 8 * self._size))
+            found = known["shift"], self._words(node + at, self._size)
             if len(self._nodes) >= _REMEMBERED:
                 self._nodes.clear()
             self._nodes[node] = found

@@ -85,7 +85,7 @@ class Pools:
         page = self._frames.page_size
         if handle & _HEADLESS:
             return handle & -page & _ALL
-        word = int.from_bytes(self._read(handle, 8), "little")
+        word = self._kernel.memory.number(handle)
         start = word & -page & _ALL
         fields, size = self._header
         known: Any = fields(start)

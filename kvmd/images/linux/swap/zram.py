@@ -6,6 +6,7 @@ bits are the object's size.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from kvmd.errors import Reason, error
@@ -37,7 +38,7 @@ class Zram:
     """
 
     def __init__(self, kernel: Kernel, frames: Frames) -> None:
-        self._read, self._page = kernel.memory.kernel, frames.page_size
+        self._read, self._page, self._order = kernel.memory.kernel, frames.page_size, kernel.memory.order
         self._objects = Zsmalloc(kernel, frames)
         self._zram = Fields(kernel.prog, self._read, "struct zram", _ZRAM)
         wanted = {"handle": ("handle", "element"), "flags": ("flags", "attr.flags")}
@@ -67,7 +68,7 @@ class Zram:
         if flags & self._flags["ZRAM_WB"]:
             raise error(Reason.NOT_PRESENT, "in zram, written back to a device that is not given")
         if not handle or flags & self._flags["ZRAM_SAME"]:
-            return int(handle).to_bytes(8, "little") * (self._page // 8)
+            return struct.pack(self._order + "Q", handle) * (self._page // 8)
         size = flags & self._sizes
         data = self._objects.read(zram["pool"], handle, size)
         if size == self._page:

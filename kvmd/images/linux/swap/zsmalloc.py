@@ -12,6 +12,7 @@ from typing import Any
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
+from kvmd.images.linux.order import LITTLE, number
 from kvmd.images.linux.swap.frames import Frames
 
 _MAGIC = 0x58  # ZSPAGE_MAGIC
@@ -49,7 +50,7 @@ class Zsmalloc:
         """
         if not 0 < length <= self._frames.page_size:
             raise error(Reason.CORRUPT_DATA, f"an object of {length} bytes makes no sense", address=handle)
-        word = int.from_bytes(self._memory.kernel(handle, 8), "little")
+        word = self._memory.number(handle)
         address = self._frames.page(word >> self._below)
         page = self._frames.read(address)
         zspage = page["private"]
@@ -65,7 +66,7 @@ class Zsmalloc:
         low = word & (1 << self._below) - 1
         for index in (low, low >> 1):  # without the tag, and with it
             data = self._object(address, page["index"], size * index % self._frames.page_size, _HANDLE + length)
-            if data is not None and int.from_bytes(data[:_HANDLE], "little") == handle | _TAG:
+            if data is not None and number(data[:_HANDLE], self._memory.order) == handle | _TAG:
                 return data[_HANDLE:]
         raise self._strange(handle)
 
@@ -75,15 +76,14 @@ class Zsmalloc:
 
     def _bit(self, zspage: int, name: str) -> int:
         at, bits = self._bits[name]
-        word = self._memory.kernel(zspage + at // 32 * 4, 4)
-        value: int = int.from_bytes(word, "little") >> at % 32 & (1 << bits) - 1
+        low = at % 32 if self._memory.order == LITTLE else 32 - at % 32 - bits
+        value: int = self._memory.number(zspage + at // 32 * 4, 4) >> low & (1 << bits) - 1
         return value
 
-    def _size(self, pool: int, number: int) -> int:
-        if number >= _CLASSES:
-            raise error(Reason.CORRUPT_DATA, f"there is no size class {number}", address=pool)
-        place = self._memory.kernel(pool + self._pool.offsets["first"] + 8 * number, 8)
-        known: Any = self._class(int.from_bytes(place, "little"))
+    def _size(self, pool: int, which: int) -> int:
+        if which >= _CLASSES:
+            raise error(Reason.CORRUPT_DATA, f"there is no size class {which}", address=pool)
+        known: Any = self._class(self._memory.number(pool + self._pool.offsets["first"] + 8 * which))
         size: int = known["size"]
         if not _HANDLE < size <= self._frames.page_size:
             raise error(Reason.CORRUPT_DATA, f"a class of objects of {size} bytes makes no sense", address=pool)

@@ -7,6 +7,7 @@ since 6.18 one of a page's length is not compressed.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ class Zswap:
 
     def __init__(self, kernel: Kernel, frames: Frames, xarrays: XArrays) -> None:
         self._page, self._xarrays = frames.page_size, xarrays
-        self._read = kernel.memory.kernel
+        self._read, self._number, self._order = kernel.memory.kernel, kernel.memory.number, kernel.memory.order
         found = kernel.builtin("zswap_trees")
         self._trees = found.value if found else 0
         self._heads: dict[tuple[int, int], int] = {}
@@ -72,7 +73,7 @@ class Zswap:
         if entry is None:
             return None
         if not entry["length"]:
-            return int(entry["handle"]).to_bytes(8, "little") * (self._page // 8)
+            return struct.pack(self._order + "Q", entry["handle"]) * (self._page // 8)
         pool: Any = self._pool(entry["pool"])
         data = self._pools.read(pool["zpool"], entry["handle"], entry["length"])
         if len(data) == self._page and self._pools.raw:
@@ -99,10 +100,10 @@ class Zswap:
     def _head(self, number: int, space: int) -> int:
         if number >= _AREAS:
             raise error(Reason.CORRUPT_DATA, f"there is no swap area {number}")
-        tree = int.from_bytes(self._read(self._trees + 8 * number, 8), "little")
+        tree = self._number(self._trees + 8 * number)
         if self._counts is None:
             space = 0
-        elif space >= int.from_bytes(self._read(self._counts.value + 4 * number, 4), "little"):
+        elif space >= self._number(self._counts.value + 4 * number, 4):
             return 0
         known: Any = self._tree(tree + space * self._stride) if tree else {"head": 0}
         head: int = known["head"]
