@@ -65,7 +65,7 @@ class ListWalk:
                 pass
             else:
                 at, wanted = self._next - low, self._data - low
-                following = int.from_bytes(data[at : at + 8], "little")
+                following = int.from_bytes(data[at : at + 8], self._image.byte_order)
                 data = data[wanted : wanted + self._request.length]
                 return batch_pb2.ListElement(address=address, data=data), following
         element = batch_pb2.ListElement(address=address)
@@ -83,7 +83,7 @@ class ListWalk:
         return self._image.read(address & _MASK, length, _KERNEL)
 
     def _pointer(self, address: int) -> int:
-        return int.from_bytes(self._read(address, 8), "little")
+        return int.from_bytes(self._read(address, 8), self._image.byte_order)
 
 
 def readable(read: Callable[[int, int], bytes], address: int, length: int) -> tuple[bytes, KvmError | None]:

@@ -15,6 +15,7 @@ from libkvm.memory import Buffer
 from libkvm.records import Cpu
 
 _U64 = 2**64
+_BIG_ENDIAN = ("s390x",)
 
 
 def kvm_getmaxcpu(kd: Kvm | None) -> int:
@@ -99,7 +100,8 @@ def kvm_counter_u64_fetch(kd: Kvm | None, base: int) -> int:
         else:
             kd.hard(failure.text, failure.errno)
         return -1
-    return sum(int.from_bytes(result.data, "little") for result in results) % _U64
+    order: Literal["little", "big"] = "big" if kd.kernel.info.machine in _BIG_ENDIAN else "little"
+    return sum(int.from_bytes(result.data, order) for result in results) % _U64
 
 
 def _offsets(kernel: Kernel) -> Iterator[int]:

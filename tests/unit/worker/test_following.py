@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images.base import ByteOrder
 from kvmd.v1 import batch_pb2
 from kvmd.worker.following import ListWalk, c_string, readable
 
@@ -19,7 +20,8 @@ MASK = (1 << 64) - 1
 class Memory:
     """An image of a few bytes, by address; everything else is not mapped."""
 
-    def __init__(self, places: Mapping[int, bytes]) -> None:
+    def __init__(self, places: Mapping[int, bytes], byte_order: ByteOrder = "little") -> None:
+        self.byte_order = byte_order
         self.bytes = {at + n & MASK: byte for at, data in places.items() for n, byte in enumerate(data)}
         self.reads = 0
 
@@ -60,6 +62,14 @@ def ring(count: int, link: int = 16, size: int = 64) -> tuple[Memory, list[int],
     for n, at in enumerate(elements):
         places[at] = word(n) + bytes(8)
     return Memory(places), elements, head
+
+
+@pytest.mark.parametrize("length", [0, 8, 3000])
+def test_a_ring_of_a_big_endian_machine(length: int) -> None:
+    places = {BASE: (BASE + 64).to_bytes(8, "big"), BASE + 64: BASE.to_bytes(8, "big") + bytes(3000)}
+    found, _, failure = walk(Memory(places, "big"), head=BASE, length=length)
+    assert [address for address, _, _ in found] == [BASE + 64]
+    assert failure is None
 
 
 def test_a_ring_is_walked_forward_and_backward() -> None:

@@ -31,6 +31,8 @@ FRAME = OpenFrame(ImageKind.LIVE, (("core", "/c"), ("kallsyms", "/k"), ("exec", 
 class Memory:
     """An image of 3 MiB in which byte n is n modulo 251, and a process table of as many as asked for."""
 
+    byte_order = "little"
+
     def __init__(self, files: Files) -> None:
         self.files = files
 
