@@ -20,7 +20,10 @@ from drgn.helpers.linux.pid import for_each_task
 from drgn.helpers.linux.printk import get_printk_records
 from drgn.helpers.linux.slab import for_each_slab_cache
 
+from kvmd.images.linux import elf
 from kvmd.images.linux.objects.table import OBJECTS
+from kvmd.images.linux.program import ARCHITECTURES
+from kvmd.images.linux.source import FileSource
 
 STRUCTS = {
     "task_struct": "pid tgid real_parent group_leader tasks thread_group comm __state state exit_state flags mm "
@@ -87,7 +90,9 @@ def escaped(text: bytes) -> str:
 
 def main() -> None:
     """Print the document."""
-    prog = drgn.Program()
+    with open(sys.argv[1], "rb") as vmlinux:  # libkdumpfile does not tell drgn the architecture of every dump
+        machine = elf.header(FileSource(vmlinux.fileno())).machine
+    prog = drgn.Program(drgn.Platform(ARCHITECTURES[machine]))
     prog.set_core_dump(sys.argv[2])
     prog.load_debug_info([sys.argv[1]])
     members, sizes = {}, {}

@@ -18,7 +18,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from drgn import Architecture
+from drgn import Architecture, Program
+from drgn.helpers.linux.fs import for_each_mount, mount_dst
+from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.slab import for_each_slab_cache
 
 sys.path.insert(0, os.path.dirname(__file__))
 import helpers
@@ -61,7 +64,6 @@ class Recorder:
             return iter(found)
 
         ElfLayout.read, KernelImage.find = noted, quiet  # type: ignore[method-assign]
-        ElfLayout.read_into = lambda *_: False  # type: ignore[method-assign]
 
     def note(self, address: int, length: int) -> None:
         """Keep the pages of a physical range."""
@@ -75,10 +77,24 @@ def strings(image: LinuxImage, pid: int) -> None:
             image.strings(pid, kind, 0)
 
 
+def lists(prog: Program) -> None:
+    """Walk what drgn lists whole, as dwarf_truth.py does."""
+    for task in for_each_task(prog):
+        task.comm.string_()
+    for mount in for_each_mount(prog):
+        mount_dst(mount)
+    for cache in for_each_slab_cache(prog):
+        cache.name.string_()
+
+
 def exercise(image: LinuxImage) -> None:
     """Ask everything."""
     image.info(), image.load_average(), image.cpu_times(), image.cpus(), image.swap_areas()
-    list(image.pages(0)), list(image.log()), list(image.files(0)), list(image.stacks(stack_pb2.GetStackRequest()))
+    list(image.pages(0)), list(image.log()), list(image.files(0))
+    with suppress(KvmError):  # which can't be unwound on every architecture
+        list(image.stacks(stack_pb2.GetStackRequest()))
+    lists(image.kernel.prog)
+    image.index_inputs()
     for process in image.processes(process_pb2.GetProcsRequest(threads=True)):
         strings(image, process.pid)
     for name in (*OBJECTS, "__per_cpu_offset", "runqueues", "no_such_symbol", "ext4_fill_super"):
@@ -97,6 +113,13 @@ def data_pages(image: LinuxImage) -> Iterator[int]:
     """The physical addresses of the image's pages that can be written: of arm64, those after the first gap."""
     kernel = image.kernel
     assert kernel.image is not None
+    if kernel.dump.architecture is Architecture.S390X:  # its kernel has all symbols, and nothing is looked for
+        # What libkdumpfile reads, too: the lowcore, and its vmcore_info and os_info (arch/s390/include/asm/lowcore.h).
+        yield from (0, PAGE)
+        for at in (0xE0C, 0xE18):
+            place = int.from_bytes(image.read(at, 8, memory_pb2.ADDRESS_SPACE_PHYSICAL), "big")
+            yield from (place, place + PAGE)
+        return
     if kernel.dump.architecture is Architecture.AARCH64:
         for run in kernel.image.runs[1:]:
             yield from (kernel.memory.translate(at).physical for at in run[::PAGE])
@@ -106,8 +129,13 @@ def data_pages(image: LinuxImage) -> Iterator[int]:
             yield from range(page.physical_address, page.physical_address + page.length, PAGE)
 
 
-def write_kdump(layout: ElfLayout, pages: list[int], machine: str, out: str) -> None:
-    """Write a KDUMP file, version 6, without compression."""
+def _note(order: str, info: bytes) -> bytes:
+    """VMCOREINFO as a note, where libkdumpfile looks for it if there are others."""
+    return struct.pack(order + "III", 11, len(info), 0) + b"VMCOREINFO\0\0" + info + bytes(-len(info) % 4)
+
+
+def write_kdump(layout: ElfLayout, info: bytes, pages: list[int], machine: str, out: str) -> None:
+    """Write a KDUMP file, version 6, without compression; the VMCOREINFO is the dump's, or was found in it."""
     last = max(end for _, end, _ in layout._ranges) // PAGE
     held = {page for start, end, _ in layout._ranges for page in range(start // PAGE, end // PAGE)}
     half = -(-last // (8 * PAGE)) * PAGE
@@ -115,14 +143,15 @@ def write_kdump(layout: ElfLayout, pages: list[int], machine: str, out: str) -> 
     for bitmap, numbers in zip(bitmaps, (held, pages), strict=True):
         for page in numbers:
             bitmap[page // 8] |= 1 << page % 8
-    info, notes = layout.vmcoreinfo, layout.notes
+    notes = layout.notes if layout.vmcoreinfo else _note(layout.order, info) + layout.notes
     sub_pages = 1 + -(-(len(info) + len(notes)) // PAGE)
     names = b"".join(name.encode().ljust(65, b"\0") for name in ("Linux", "", "", "", machine, ""))
-    head = struct.pack("<8si390s6x16x", b"KDUMP   ", 6, names)
-    head += struct.pack("<IiiIIIIIIi", 0, PAGE, sub_pages, 2 * half // PAGE, min(last, 2**32 - 1), 0, 0, 0, 0, 0)
+    order = layout.order
+    head = struct.pack(order + "8si390s6x16x", b"KDUMP   ", 6, names)
+    head += struct.pack(order + "IiiIIIIIIi", 0, PAGE, sub_pages, 2 * half // PAGE, min(last, 2**32 - 1), 0, 0, 0, 0, 0)
     at = 2 * PAGE
-    sub = struct.pack("<Qii6Q", 0, 31, 0, 0, 0, at, len(info), at + len(info), len(notes))
-    sub += struct.pack("<5Q", 0, 0, 0, 0, last)
+    sub = struct.pack(order + "Qii6Q", 0, 31, 0, 0, 0, at, len(info), at + len(info), len(notes))
+    sub += struct.pack(order + "5Q", 0, 0, 0, 0, last)
     table = (1 + sub_pages) * PAGE + 2 * half
     data = table + 24 * len(pages)
     with open(out, "wb") as file:
@@ -130,7 +159,7 @@ def write_kdump(layout: ElfLayout, pages: list[int], machine: str, out: str) -> 
         file.write((info + notes).ljust((sub_pages - 1) * PAGE, b"\0"))
         file.write(bitmaps[0] + bitmaps[1])
         for index in range(len(pages)):
-            file.write(struct.pack("<QIIQ", data + index * PAGE, PAGE, 0, 0))
+            file.write(struct.pack(order + "QIIQ", data + index * PAGE, PAGE, 0, 0))
         for page in pages:
             file.write(layout.read(page * PAGE, PAGE, 0, True))
 
@@ -153,8 +182,8 @@ def main() -> None:
         recorder.note(address, PAGE)
     layout = image.kernel.dump.layout
     assert isinstance(layout, ElfLayout)
-    kept = sorted(recorder.pages)
-    write_kdump(layout, [page for page in kept if layout.trouble(page * PAGE) is None], truth["machine"], out)
+    kept = [page for page in sorted(recorder.pages) if layout.trouble(page * PAGE) is None]
+    write_kdump(layout, image.kernel.info.text, kept, truth["machine"], out)
 
 
 if __name__ == "__main__":
