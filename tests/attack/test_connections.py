@@ -82,6 +82,13 @@ def test_a_thousand_connections_at_once() -> None:
         eventually(lambda: descriptors(pid) <= before, 10)
 
 
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Daemon]:
+    """A daemon that cuts whoever doesn't begin within a second."""
+    with serving("[limits]\nstall = 1\n") as daemon:
+        yield daemon
+
+
 def dribbled(sock: socket.socket) -> None:
     for byte in GREETING:
         sock.sendall(bytes([byte]))
@@ -99,9 +106,9 @@ def dribbled(sock: socket.socket) -> None:
     ],
     ids=["silence", "half a preface", "no SETTINGS", "all but a byte", "a byte now and then"],
 )
-def test_slow_greeting(begin: Callable[[socket.socket], None]) -> None:
+def test_slow_greeting(impatient: Daemon, begin: Callable[[socket.socket], None]) -> None:
     """Slowloris: cut after limits.stall, however busily the client seems to send."""
-    with serving("[limits]\nstall = 1\n") as daemon, nothing_left(daemon.process.pid), connect(daemon.target) as sock:
+    with nothing_left(impatient.process.pid), connect(impatient.target) as sock:
         began = time.monotonic()
         with contextlib.suppress(OSError):
             begin(sock)

@@ -34,6 +34,7 @@ from libkvm import (
 )
 from libkvm.compat.kd import Kvm
 
+TRANSPORTS = ["grpc", "fast"]
 Open = Callable[..., Kvm]
 BROKEN = ("another machine", "one segment", "DATA before CPU", "cut at 24", "a huge c_size")
 """Of K7; the rest of it is for the unit tests."""

@@ -25,6 +25,7 @@ from libkvm import (
     kvm_write,
 )
 
+TRANSPORTS = ["grpc", "fast"]
 PROGRAMS = pytest.mark.parametrize("errstr", [None, "kvm_open_test"])
 
 

@@ -70,7 +70,7 @@ def debian() -> Iterator[Opened]:
         yield Opened(image, truth, "debian-6.1-panic/vmcore.kdump")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_with() -> Iterator[Opener]:
     """Open a fixture's dump with swap images: names below tests/data, or paths."""
     fds: list[int] = []
