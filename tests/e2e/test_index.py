@@ -157,3 +157,66 @@ def test_damage_and_a_missing_directory_cost_time_only(tmp_path: Path, dumps: Pa
     with running_daemon([dumps], config(tmp_path)) as daemon:
         assert listed(daemon, dumps / "one") == truth
     assert any(b"nothing is kept" in line for line in daemon.log)
+
+
+def nudged(dump: Path) -> bytes:
+    """The dump with ``schedule`` a byte later in a symbol table that is to be scanned for."""
+    with dump.open("rb") as file:
+        kernel = LinuxImage(Files(File(file.fileno(), str(dump)))).kernel
+        stext = kernel.address("_stext")
+        tables = kernel._by_scan.tables
+        assert tables is not None
+        known = Index(memoryview(make(memoryview(kernel.index_inputs())))).scanned(kernel.memory.kernel, stext)
+        assert known is not None
+        raw, number = known[1].raw, next(known[1].numbers(b"schedule"))[0]
+    data, around = bytearray(dump.read_bytes()), raw.offsets[4 * number - 40 : 4 * number + 40]
+    assert data.count(around) == 1
+    at = data.find(around) + 40
+    word = int.from_bytes(around[40:44], "little", signed=True)
+    data[at : at + 4] = (word + (1 if word >= 0 else -1)).to_bytes(4, "little", signed=True)
+    return bytes(data)
+
+
+def test_tables_that_were_scanned_for_are_remembered_and_mislead_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "dumps"
+    folder.mkdir()
+    for name in ("one", "other"):
+        shutil.copy(fixture("linux-5.10/vmcore.kdump").path, folder / name)
+    (folder / "liar").write_bytes(nudged(folder / "one"))
+
+    def schedule(name: str) -> int:
+        with libkvm.connect(daemon.target) as client, client.open(str(folder / name)) as kernel:
+            assert kernel.info.symbols == "scan"
+            return kernel.symbol("schedule").value
+
+    with running_daemon([folder], config(tmp_path)) as daemon:
+        lied = schedule("liar")
+        first = index(tmp_path)
+        whole = first.read_bytes()
+        assert schedule("one") == lied - 1
+        until = time.monotonic() + 20
+        while index(tmp_path).read_bytes() == whole and time.monotonic() < until:
+            time.sleep(0.05)
+        made, inode = index(tmp_path).read_bytes(), index(tmp_path).stat().st_ino
+        assert made != whole
+        assert schedule("other") == lied - 1
+        time.sleep(1)
+        assert index(tmp_path).stat().st_ino == inode  # nothing was missed in it
+    with running_daemon([folder], config(tmp_path)) as daemon:
+        assert schedule("liar") == lied
+        assert schedule("other") == lied - 1
+    assert not any(b"index" in line for line in daemon.log)
+
+
+def test_types_that_were_scanned_for_are_remembered(tmp_path: Path) -> None:
+    folder = tmp_path / "dumps"
+    folder.mkdir()
+    for name in ("one", "other"):
+        shutil.copy(fixture("x86-no-data-symbols/vmcore.kdump").path, folder / name)
+    with running_daemon([folder], config(tmp_path)) as daemon:
+        truth = listed(daemon, folder / "one")
+        inode = index(tmp_path).stat().st_ino
+        assert listed(daemon, folder / "other") == truth
+        time.sleep(1)
+    assert len(truth) > 10
+    assert index(tmp_path).stat().st_ino == inode

@@ -21,45 +21,53 @@ _MOST, _BLOBS = 64, 4  # headers that are looked at, and what is read whole
 _LEAST, _LARGEST = 1 << 16, 1 << 26  # bytes; the kernel's is megabytes
 
 
-def blobs(image: KernelImage, read: Read, order: Order) -> Iterator[bytes]:
-    """What looks like BTF in the kernel's image, whole.
+def blobs(image: KernelImage, read: Read, order: Order) -> Iterator[tuple[int, bytes]]:
+    """What looks like BTF in the kernel's image, whole; each with its address.
 
     :param read: reads kernel memory exactly, at most a chunk.
     :param order: the kernel's byte order.
     """
-    header = struct.Struct(order + _HEADER)
-    head, given = struct.pack(order + "HBBI", MAGIC, 1, 0, header.size), 0  # version 1, no flags
+    head, given = struct.pack(order + "HBBI", MAGIC, 1, 0, struct.calcsize(order + _HEADER)), 0  # version 1, no flags
     for address in islice(image.find(head, 4), _MOST):
-        try:
-            *_, types_at, types, strings_at, strings = header.unpack(read(address, header.size))
-            length = header.size + strings_at + strings
-            # As every compiler and pahole write it: types first, then strings, which begin and end with NUL.
-            if types_at or strings_at != types or not _LEAST <= length <= _LARGEST or not image.holds(address, length):
-                continue
-            ends = read(address + header.size + types, 1) + read(address + length - 1, 1)
-            if types % 4 == 0 and ends == b"\0\0":
-                yield in_chunks(read, address, length)
-                given += 1
-        except KvmError:
-            continue
+        data = blob_at(image, read, order, address)
+        if data:
+            yield address, data
+            given += 1
         if given >= _BLOBS:
             return
 
 
-def the_kernels(found: Iterator[bytes], types_of: Callable[[bytes], Types | None]) -> Types | None:
-    """The types of the one that is the kernel's; None if none is.
+def blob_at(image: KernelImage, read: Read, order: Order, address: int) -> bytes:
+    """What begins with a header of BTF at an address, whole; nothing if it doesn't look like BTF, or can't be read."""
+    header = struct.Struct(order + _HEADER)
+    try:
+        *_, types_at, types, strings_at, strings = header.unpack(read(address, header.size))
+        length = header.size + strings_at + strings
+        # As every compiler and pahole write it: types first, then strings, which begin and end with NUL.
+        if types_at or strings_at != types or not _LEAST <= length <= _LARGEST or not image.holds(address, length):
+            return b""
+        ends = read(address + header.size + types, 1) + read(address + length - 1, 1)
+        return in_chunks(read, address, length) if types % 4 == 0 and ends == b"\0\0" else b""
+    except KvmError:
+        return b""
+
+
+def the_kernels(
+    found: Iterator[tuple[int, bytes]], types_of: Callable[[bytes], Types | None]
+) -> tuple[int, Types] | None:
+    """The address and the types of the one that is the kernel's; None if none is.
 
     :param types_of: makes types of BTF if it is of this kernel.
     :raises KvmError: AMBIGUOUS if different ones are.
     """
-    chosen: tuple[bytes, Types] | None = None
-    for data in found:
-        if chosen is not None and data == chosen[0]:
+    chosen: tuple[int, bytes, Types] | None = None
+    for address, data in found:
+        if chosen is not None and data == chosen[1]:
             continue
         types = types_of(data)
         if types is not None and chosen is not None:
             message = "the image holds several BTF that could be the kernel's"
             raise error(Reason.AMBIGUOUS, f"{message}; name a vmlinux with DWARF as execfile")
         if types is not None:
-            chosen = data, types
-    return chosen[1] if chosen else None
+            chosen = address, data, types
+    return (chosen[0], chosen[2]) if chosen else None

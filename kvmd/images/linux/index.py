@@ -2,7 +2,8 @@
 
 It is made of nothing but those bytes (:func:`make`), and used only beside the very same (``digest``), which are read
 from each dump that it is used for. A build id doesn't count: a dump may claim any. It holds positions and no values;
-what stands at a position is looked at, and compared with the name.
+what stands at a position is looked at, and compared with the name. Of what was found by scanning it also says where
+that was; docs/adr/0020-kernel-index.md says why that can be believed.
 """
 
 from __future__ import annotations
@@ -11,24 +12,49 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from drgn import Symbol, SymbolBinding, SymbolKind
+from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.btf import Btf, BtfIndex
 from kvmd.images.linux.kallsyms import RawKallsyms, addresses
 from kvmd.images.linux.nametable import NameTable
 from kvmd.images.linux.nametable import make as table
-from kvmd.images.linux.sections import pack, unpack
+from kvmd.images.linux.scan import kallsyms as scan
+from kvmd.images.linux.scan.names import DIGITS
+from kvmd.images.linux.scan.tables import Tables
+from kvmd.images.linux.sections import Bytes, pack, unpack
 
 _FORMAT = b"1"  # another one, as soon as a part means something else
 _SYMBOLS = "kallsyms."
+_STEXT = 0xFFFFFFFF81000000
+"""Where ``_stext`` is as an index has it (x86's without KASLR): what was scanned for is told relative to it."""
 _MOST_SIZE = 1 << 16  # of a symbol: drgn takes what is further from the next for the last before a hole
 
 
-def inputs(raw: RawKallsyms | None, btf: bytes) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What was found by scanning, and where that is, relative to ``_stext``.
+
+    :ivar span: the bytes of all tables of symbols, and what lies between them, as where ``_stext`` is ``_STEXT``.
+    :ivar place: of these.
+    :ivar btf: the place of the types.
+    """
+
+    span: bytes = b""
+    place: int = 0
+    btf: int | None = None
+
+    @property
+    def parts(self) -> dict[str, Bytes]:
+        """All of it, by name."""
+        tables: dict[str, Bytes] = {"scan.span": self.span, "scan.place": _place(self.place)} if self.span else {}
+        return tables if self.btf is None else {**tables, "btf.place": _place(self.btf)}
+
+
+def inputs(raw: RawKallsyms | None, btf: bytes, scanned: Scanned | None = None) -> bytes:
     """What an index is made of, in one piece."""
     parts = {_SYMBOLS + name: part for name, part in raw.parts.items()} if raw else {}
-    return pack({**parts, "btf": btf})
+    return pack({**parts, **(scanned.parts if scanned else {}), **({"btf": btf} if btf else {})})
 
 
 def make(given: memoryview) -> bytes:
@@ -41,10 +67,14 @@ def make(given: memoryview) -> bytes:
         made = {"format": _FORMAT}
         if "btf" in parts:
             made |= _of_types(bytes(parts["btf"]))
+            made |= {"btf.place": _place(_number(parts["btf.place"]))} if "btf.place" in parts else {}
+        if "scan.span" in parts:
+            made |= _of_scanned(bytes(parts["scan.span"]), _number(parts["scan.place"]))
         tables = [bytes(part) for name, part in parts.items() if name.startswith(_SYMBOLS)]
         if tables:
             offsets, names, tokens, indexes = tables
-            made |= _of_symbols(RawKallsyms(offsets, names, tokens, indexes))
+            raw = RawKallsyms(offsets, names, tokens, indexes)
+            made |= {"kallsyms.digest": raw.digest, **_of_symbols("kallsyms", raw)}
     except (ValueError, TypeError, LookupError) as e:
         raise error(Reason.CORRUPT_DATA, f"an index can't be made: {e}") from e
     return pack(made)
@@ -56,14 +86,24 @@ def _of_types(btf: bytes) -> dict[str, bytes]:
     return {"btf.digest": hashlib.sha256(btf).digest(), "btf.starts": starts, "btf.names": table(parsed.names())}
 
 
-def _of_symbols(raw: RawKallsyms) -> dict[str, bytes]:
-    places, names, at = bytearray(), list[tuple[bytes, int]](), 0
-    for number in range(raw.count):
+def _of_symbols(what: str, raw: RawKallsyms) -> dict[str, bytes]:
+    places, names = bytearray(), list[tuple[bytes, int]]()
+    for number, (at, entry) in enumerate(raw.entries()):
         places += at.to_bytes(4, "little")
-        entry = raw.entry(at)
         names.append((entry.name, number))
-        at = entry.end
-    return {"kallsyms.digest": raw.digest, "kallsyms.places": bytes(places), "kallsyms.names": table(names)}
+    return {f"{what}.places": bytes(places), f"{what}.names": table(names)}
+
+
+def _of_scanned(span: bytes, place: int) -> dict[str, bytes]:
+    """The span must be nothing but one kernel's tables, found by the same rules as in a dump."""
+    for symbols in scan.parse(span, span.find(DIGITS), _STEXT + place):
+        tables = symbols.tables
+        if tables is None or (tables.start, tables.length) != (_STEXT + place, len(span)):
+            continue
+        if symbols.address(b"_stext") == _STEXT:
+            made = _of_symbols("scan", tables.raw(span))
+            return {"scan.digest": tables.digest(span), "scan.where": tables.moved(-_STEXT).packed(), **made}
+    raise ValueError("there are no such tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +114,14 @@ class SymbolPlaces:
     :ivar places: where each symbol's name begins.
     :ivar names: the numbers of the symbols of a name.
     :ivar address: of a symbol, by its number.
+    :ivar symbol: makes one of its letter, name, address and that of the next.
     """
 
     raw: RawKallsyms
     places: memoryview
     names: NameTable
     address: Callable[[int], int]
+    symbol: Callable[[str, str, int, int], Symbol]
 
     def numbers(self, name: bytes) -> Iterator[tuple[int, str]]:
         """Find the symbols of a name: their numbers, and letters."""
@@ -101,11 +143,26 @@ class SymbolPlaces:
         except (ValueError, IndexError) as e:
             raise error(Reason.CORRUPT_DATA, f"the kernel's symbol table makes no sense: {e}") from e
 
+    def all(self) -> SymbolIndex:
+        """Every symbol; what is known of places isn't needed for it.
+
+        :raises KvmError: CORRUPT_DATA.
+        """
+        try:
+            rows = ((number, entry) for number, (_, entry) in enumerate(self.raw.entries()))
+            return SymbolIndex([self._symbol(e.name.decode("utf-8", "replace"), n, e.letter) for n, e in rows])
+        except (ValueError, IndexError) as e:
+            raise error(Reason.CORRUPT_DATA, f"the kernel's symbol table makes no sense: {e}") from e
+
     def _symbol(self, name: str, number: int, letter: str) -> Symbol:
         start = self.address(number)
         end = self.address(number + 1) if number + 1 < self.raw.count else start
-        size = end - start if 0 <= end - start < _MOST_SIZE else 0
-        return Symbol(name, start, size, *_kind(letter))
+        return self.symbol(letter, name, start, end)
+
+
+def _told(letter: str, name: str, start: int, end: int) -> Symbol:
+    size = end - start if 0 <= end - start < _MOST_SIZE else 0
+    return Symbol(name, start, size, *_kind(letter))
 
 
 def _kind(letter: str) -> tuple[SymbolBinding, SymbolKind]:
@@ -141,14 +198,55 @@ class Index:
         """
         if not self._fits("kallsyms", raw.digest):
             return None
-        places, names = _words(self._parts["kallsyms.places"]), NameTable(self._parts["kallsyms.names"])
-        found = SymbolPlaces(raw, places, names, lambda number: 0)
+        return self._places("kallsyms", raw, stext, _told)
+
+    def scanned(self, read: Callable[[int, int], bytes | None], stext: int) -> tuple[Tables, SymbolPlaces] | None:
+        """Find symbols in the tables that were scanned for in another dump, and where they are in this one.
+
+        :param read: reads what nobody but the kernel's builder wrote; None where that can't be said.
+        """
+        try:
+            tables = Tables.unpack(self._parts["scan.where"]).moved(stext)
+            span = read(tables.start, tables.length)
+            if span is None or not self._fits("scan", tables.digest(settled(tables, span, stext))):
+                return None
+            found = self._places("scan", tables.raw(span), stext, scan.symbol)
+        except (ValueError, LookupError):  # there are none, or the index makes no sense
+            return None
+        return (tables, found) if found else None
+
+    @property
+    def btf_place(self) -> int | None:
+        """Where the types were that were scanned for, relative to ``_stext``."""
+        place = self._parts.get("btf.place")
+        return None if place is None or len(place) != 8 else _number(place)
+
+    def _places(
+        self, what: str, raw: RawKallsyms, stext: int, symbol: Callable[[str, str, int, int], Symbol]
+    ) -> SymbolPlaces | None:
+        places, names = _words(self._parts[f"{what}.places"]), NameTable(self._parts[f"{what}.names"])
+        found = SymbolPlaces(raw, places, names, lambda number: 0, symbol)
         for number, _ in found.numbers(b"_stext"):
             return replace(found, address=addresses(raw, number, stext))
         return None
 
     def _fits(self, what: str, digest: bytes) -> bool:
         return bytes(self._parts.get(f"{what}.digest", b"")) == digest
+
+
+def settled(tables: Tables, span: bytes, stext: int) -> bytes:
+    """The bytes of tables, as they are where ``_stext`` is ``_STEXT``."""
+    return tables.rebased(span, _STEXT - stext)
+
+
+def _place(place: int) -> bytes:
+    return place.to_bytes(8, "little", signed=True)
+
+
+def _number(part: memoryview) -> int:
+    if len(part) != 8:
+        raise ValueError("a place that is cut")
+    return int.from_bytes(part, "little", signed=True)
 
 
 def _words(data: memoryview) -> memoryview:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -90,6 +90,17 @@ class RawKallsyms:
             at += 1
         text = b"".join(map(self._tokens.__getitem__, self.names[at : at + length]))
         return Entry(chr(text[0]) if text else "?", text[1:], at + length)
+
+    def entries(self) -> Iterator[tuple[int, Entry]]:
+        """Decode all, in order of their numbers; each with the place where its name begins.
+
+        :raises ValueError: they make no sense.
+        """
+        at = 0
+        for _ in range(self.count):
+            entry = self.entry(at)
+            yield at, entry
+            at = entry.end
 
     def offset(self, number: int) -> int:
         """The word of a symbol, by its number, as a signed one."""

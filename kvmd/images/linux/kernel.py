@@ -13,8 +13,7 @@ from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
 from kvmd.images.linux.btf import MAX_SIZE, Btf
-from kvmd.images.linux.btffile import BtfFile, differs, is_btf
-from kvmd.images.linux.btfscan import blobs, the_kernels
+from kvmd.images.linux.btffile import BtfFile, is_btf
 from kvmd.images.linux.execfile import ExecFile
 from kvmd.images.linux.guard import guarded
 from kvmd.images.linux.index import Index, SymbolPlaces, inputs
@@ -29,11 +28,10 @@ from kvmd.images.linux.order import BIG
 from kvmd.images.linux.packed import unpacked
 from kvmd.images.linux.program import Dump
 from kvmd.images.linux.refs import DECODERS
-from kvmd.images.linux.scan.kallsyms import of_kernel
+from kvmd.images.linux.scanned import ByScan
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
 from kvmd.images.linux.types import Types
 from kvmd.images.linux.variables import Variables
-from kvmd.v1 import symbol_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,10 @@ class Kernel:
             self._index = Index(data)
 
     def _raw_kallsyms(self) -> RawKallsyms | None:
-        return read_raw(self.info.symbols(), self.memory.kernel, self.memory.order)
+        try:
+            return read_raw(self.info.symbols(), self.memory.kernel, self.memory.order)
+        except KvmError:  # a page that only the whole needs, and no look-up of drgn's
+            return None
 
     def _places(self) -> SymbolPlaces | None:
         stext = self.info.symbol("_stext")
@@ -156,11 +157,15 @@ class Kernel:
 
         :raises KvmError: the fault of a page that holds it.
         """
-        served = {"symbols", "types"} if "kallsyms_names" in self.info.symbols() else {"types"}
-        missed = "_types" in self.__dict__ and not served <= self._served
-        if not missed or self.dump.live or self.execfile is not None or self.written("__start_BTF") is None:
+        if self.dump.live or self.execfile is not None or self._served == {"symbols", "types"}:
             return b""
-        return inputs(self._raw_kallsyms(), self._btf_in_memory())
+        written = self.written("__start_BTF") is not None
+        types = "_types" in self.__dict__ and (written or self._by_scan.btf_at is not None)
+        raw = self._raw_kallsyms() if types else None
+        needed = ({"types"} if types else set()) | ({"symbols"} if raw or self._by_scan.tables else set())
+        if needed <= self._served:
+            return b""
+        return inputs(raw, self._btf_in_memory() if types and written else self._by_scan.btf(), self._by_scan.found())
 
     @property
     def _scanned_kallsyms(self) -> SymbolTable | None:
@@ -176,9 +181,9 @@ class Kernel:
             return None
         self._loading = True
         try:
-            found = of_kernel(self.memory.attempt, stext, self.dump.layout.page_size)
-            index = found.index() if found else None
-            return Kallsyms(lambda: index, source=symbol_pb2.SYMBOL_SOURCE_SCAN) if index else None
+            found, remembered = self._by_scan.symbols(stext, self._index)
+            self._served.update({"symbols"} if remembered else ())
+            return found
         except KvmError as e:
             return e
         finally:
@@ -310,23 +315,19 @@ class Kernel:
         return in_chunks(self.memory.kernel, start.value, length)
 
     @cached_property
+    def _by_scan(self) -> ByScan:
+        return ByScan(self.dump, self.memory)
+
+    @cached_property
     def image(self) -> KernelImage | None:
         """The kernel's code and data; None where its page tables can't be walked."""
         start = self.written("_stext")
         return image_of(self.memory, start.value if start else None)
 
     def _types_by_scan(self) -> Types | None:
-        def types_of(data: bytes) -> Types | None:
-            try:
-                with guarded("BTF", Reason.CORRUPT_DATA):
-                    types = Types(self.prog, Btf(data))
-                    return None if differs(types, self.info, self.prog) else types
-            except KvmError:
-                return None
-
-        if self.image is None:
-            return None
-        return the_kernels(blobs(self.image, self.memory.kernel, self.memory.order), types_of)
+        found, remembered = self._by_scan.types(self._index)
+        self._served.update({"types"} if remembered else ())
+        return found
 
     @cached_property
     def _try_types(self) -> Types | None:

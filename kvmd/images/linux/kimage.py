@@ -14,6 +14,8 @@ from itertools import islice
 from kvmd.errors import KvmError
 from kvmd.images.base import CHUNK
 from kvmd.images.linux.memory import Memory
+from kvmd.images.linux.pagetable import WRITE
+from kvmd.images.linux.walk import PageWalk
 
 _LARGEST = 1 << 29  # x86-64's KERNEL_IMAGE_SIZE is 1 GiB at most, 512 MiB without KASLR
 _GAP = 1 << 26  # where nothing is mapped for so long, the image has ended
@@ -65,6 +67,25 @@ class KernelImage:
     def holds(self, address: int, length: int = 1) -> bool:
         """Whether a range lies in the image whole."""
         return any(run.start <= address and address + length <= run.stop for run in self.runs)
+
+    def constant(self, address: int, length: int) -> bool:
+        """Whether a range is of the image whole, and nobody may write there, so that it is as it was built.
+
+        Pages of the image that were freed can be written by whoever has them.
+        """
+        at, tables = address, self._memory.walkable()
+        walk = PageWalk(self._memory.physical, self._memory.root, tables.paging)
+        try:
+            for mapping in walk.mappings(address):
+                same = mapping.virtual - mapping.physical & _ALL == self._distance & _ALL
+                if mapping.virtual > at or mapping.protection & WRITE or not same:
+                    return False
+                at = mapping.virtual + mapping.length
+                if at >= address + length:
+                    return True
+        except KvmError:  # tables that make no sense
+            return False
+        return False
 
     def find(self, wanted: bytes, align: int = 1) -> Iterator[int]:
         """Give the addresses at which bytes stand, ascending; pages that can't be read are passed over."""

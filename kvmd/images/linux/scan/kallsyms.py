@@ -7,13 +7,14 @@ A table counts if all of it agrees with itself (:mod:`~kvmd.images.linux.scan.na
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.scan.names import DIGITS, names_before, tokens_at
 from kvmd.images.linux.scan.search import PLACES, Read, at_most, mapped, search, window
+from kvmd.images.linux.scan.tables import Tables, tables_of
 from kvmd.images.linux.scan.values import values
 
 BANNER = b"Linux version "
@@ -28,10 +29,12 @@ class Symbols:
     """One kernel's symbols, by ascending value.
 
     :ivar names: each after its type's letter.
+    :ivar tables: where they were found; None where the next dump of the build has other bytes.
     """
 
     values: list[int]
     names: list[bytes]
+    tables: Tables | None = field(default=None, compare=False)
 
     def address(self, name: bytes) -> int | None:
         """The first value of a global symbol, whatever kind it is."""
@@ -42,16 +45,17 @@ class Symbols:
         """The symbols as drgn's; each ends where the next one begins, and per-CPU ones before the kernel."""
         after = [*self.values[1:], self.values[-1]]
         rows = zip(self.names, self.values, after, strict=True)
-        return SymbolIndex([_symbol(name, value, end) for name, value, end in rows])
+        return SymbolIndex([symbol(chr(name[0]), name[1:].decode("ascii"), value, end) for name, value, end in rows])
 
 
-def _symbol(name: bytes, value: int, end: int) -> Symbol:
-    letter, size = chr(name[0]), end - value
+def symbol(letter: str, name: str, value: int, end: int) -> Symbol:
+    """A symbol as drgn's."""
+    size = end - value
     binding, kind = _KINDS.get(letter) or (
         SymbolBinding.GLOBAL if letter.isupper() else SymbolBinding.LOCAL,
         SymbolKind.FUNC if letter in "tT" else SymbolKind.OBJECT,
     )
-    return Symbol(name[1:].decode("ascii"), value, size if value >= _KERNEL or end < _KERNEL else 0, binding, kind)
+    return Symbol(name, value, size if value >= _KERNEL or end < _KERNEL else 0, binding, kind)
 
 
 # nm(1)'s letters that are not told by their case.
@@ -84,8 +88,8 @@ def parse(data: bytes, digits: int, address: int) -> Iterator[Symbols]:
         return
     names = names_before(data, tokens)
     if names is not None:
-        for found in values(data, address, names):
-            yield Symbols(found, names.names)
+        for found, words in values(data, address, names):
+            yield Symbols(found, names.names, tables_of(address, names, words))
 
 
 def of_kernel(read: Read, stext: int, page: int) -> Symbols | None:

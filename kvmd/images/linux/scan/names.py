@@ -47,10 +47,14 @@ class Names:
     """Symbols' names, each after its type's letter.
 
     :ivar count_at: the offset of their number in the window, and so the end of what lies before.
-    :ivar end: the offset that follows the last table.
+    :ivar at: where they begin.
+    :ivar tokens: where the table of tokens does.
+    :ivar end: the offset that follows the last table, the tokens' index.
     """
 
     count_at: int
+    at: int
+    tokens: int
     end: int
     names: list[bytes]
 
@@ -81,7 +85,7 @@ def names_before(window: bytes, tokens: Tokens) -> Names | None:
     for count_at, at, count, end, found in islice(counts, _TRIES):
         names = _walk(window, range(at, end), count, found, tokens.strings)
         if names is not None:
-            return Names(count_at, tokens.end, names)
+            return Names(count_at, at, tokens.start, tokens.end, names)
     return None
 
 

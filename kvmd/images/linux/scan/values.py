@@ -12,6 +12,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from kvmd.images.linux.scan.names import Names
 
@@ -19,25 +20,32 @@ _KERNEL = 0xFFFF << 48  # the least that a kernel's address is
 _ALL = (1 << 64) - 1
 
 
-def values(window: bytes, address: int, names: Names) -> Iterator[list[int]]:
-    """Give what can be the values of symbols, in the order of their names.
+class Words(NamedTuple):
+    """Where the words that tell values are in a window, and the base that they count from, if there is one."""
+
+    at: int
+    base: int | None
+
+
+def values(window: bytes, address: int, names: Names) -> Iterator[tuple[list[int], Words | None]]:
+    """Give what can be the values of symbols, in the order of their names; and where, unless they are addresses.
 
     :param address: of the window; what is relative to its own place counts from there.
     """
     told = False
-    for found in _told(window, names):
+    for found, words in _told(window, names):
         if _plausible(found):
             told = True
-            yield found
+            yield found, words
     offsets = _array("i", window, names.end, len(names.names))
     if offsets and not told:
         places = range(address + names.end, address + names.end + 4 * len(offsets), 4)
         own = [place + offset & _ALL for place, offset in zip(places, offsets, strict=True)]
         if own == sorted(own) and own[0] != own[-1]:
-            yield own
+            yield own, Words(names.end, None)
 
 
-def _told(window: bytes, names: Names) -> Iterator[list[int]]:
+def _told(window: bytes, names: Names) -> Iterator[tuple[list[int], Words | None]]:
     """What the values are in each layout that tells addresses, or a base."""
     count = len(names.names)
     before = names.count_at & ~7
@@ -45,11 +53,11 @@ def _told(window: bytes, names: Names) -> Iterator[list[int]]:
     for offsets_at, base_at in pairs:
         offsets, base = _array("i", window, offsets_at, count), _array("Q", window, base_at, 1)
         if offsets and base:
-            yield from _relative(offsets, base[0])
+            yield from ((found, Words(offsets_at, base_at)) for found in _relative(offsets, base[0]))
     for at in (before - 8 * count, names.end):
         addresses = _array("Q", window, at, count)
         if addresses:
-            yield list(addresses)
+            yield list(addresses), None
 
 
 def _aligned(size: int) -> int:
