@@ -5,7 +5,9 @@
 Makes 1 GiB of raw memory around a shipped dump's: every second page that the dump lacks is full of random bytes, the
 others of zeroes. Seconds from opening the file to the first symbol's value, in one process, the best of some rounds;
 beside it what reading the file takes alone. Exit status 1 if a bound is missed: 5 s for a GiB that is looked through,
-0.5 s where VMCOREINFO tells of kallsyms. Takes 1 GiB of disk.
+0.5 s where VMCOREINFO tells of kallsyms. Takes 1 GiB of disk. Then, through a daemon that has been idle: seconds from a
+connection to a symbol's value and the list of processes, of the first dump of a build and of another one, when its
+index is kept.
 """
 
 from __future__ import annotations
@@ -13,11 +15,16 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import libkvm
+from bench import measure
+from bench.crash import daemon
 from bench.dumps import unpacked
 from kvmd.images.base import CHUNK, File, Files
 from kvmd.images.linux.image import LinuxImage
@@ -82,6 +89,37 @@ def reading(path: Path) -> float:
     return time.monotonic() - began
 
 
+def listed(target: str, dump: Path) -> float:
+    """Seconds from a connection to a symbol and a list."""
+    time.sleep(3)  # a worker stands ready then
+
+    def work() -> None:
+        with libkvm.connect(target) as client, client.open(str(dump)) as kernel:
+            assert kernel.symbol("schedule")
+            assert kernel.processes()
+
+    return measure.seconds(work)
+
+
+def remembered(name: str, folder: Path, rounds: int) -> tuple[float, float]:
+    """The medians for the first dump of a build, and for another."""
+    first, other, cache = folder / "first", folder / "other", folder / "cache"
+    for path in (first, other):
+        shutil.copy(unpacked(name), path)
+    times: list[tuple[float, float]] = []
+    with daemon(folder) as target:
+        for _ in range(rounds):
+            for kept in cache.iterdir():
+                kept.unlink()
+            cold = listed(target, first)
+            until = time.monotonic() + 60
+            while not list(cache.iterdir()) and time.monotonic() < until:
+                time.sleep(0.1)
+            times.append((cold, listed(target, other)))
+    cold, second = (statistics.median(each) for each in zip(*times, strict=True))
+    return cold, second
+
+
 def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description="How long it takes to find a kernel that nothing tells of.")
@@ -106,6 +144,11 @@ def main() -> int:
             show(f"1 GiB raw, {what}, VMCOREINFO's text in memory", path, GIB)
             wipe(path)
             show(f"1 GiB raw, {what}, nothing", path, GIB)
+    for name, what in (("linux-5.10", "kallsyms scanned for"), ("x86-no-data-symbols", "BTF and data scanned for")):
+        with tempfile.TemporaryDirectory() as folder:
+            cold, second = remembered(f"{name}/vmcore.kdump", Path(folder), rounds)
+        sys.stdout.write(f"{what}, through a daemon: {cold:.2f} s, the next dump of the build {second:.2f} s\n")
+        sys.stdout.flush()
     return int(missed)
 
 
