@@ -197,7 +197,9 @@ BETWEEN = """
 Of Debian's cloud kernels with 768 MiB of memory, booted, dumped and compared by `python tests/guest/kernels.py`
 (`tests/data/kernels.json`). Here the log is what /dev/kmsg gave, and stacks are compared with /proc/PID/stack, too: of
 the one that differs, the task ran once more before the dump. "No device": dumped by QEMU without its vmcoreinfo
-device, "wiped": with no VMCOREINFO in memory either. How long it takes: `python -m bench.scan`.
+device, "wiped": with no VMCOREINFO in memory either. The kernel of arm64, which has no KALLSYMS_ALL, had 128 MiB, and
+no log or /proc/PID/stack was recorded of it; its row without the device is the same dump without the note.
+How long it takes: `python -m bench.scan`.
 
 """
 
