@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def indexes(folder: Path) -> Indexes:
-    return Indexes(str(folder), 1 << 20)
+def indexes(folder: Path) -> Iterator[Indexes]:
+    made = Indexes(str(folder), 1 << 20)
+    yield made
+    made.close()
 
 
 def content(kept: Kept | None) -> bytes | None:
