@@ -16,6 +16,7 @@ from libkvm import Reason
 from unit.images.swap.test_older_dumps import pattern
 
 PAGE = 4096
+TRANSPORTS = ["grpc", "fast"]
 UUID = slice(0x40C, 0x41C)  # of swap's header (include/linux/swap.h)
 WITHHELD = "swapped out, no swap image given"
 

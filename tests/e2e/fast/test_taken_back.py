@@ -295,7 +295,7 @@ def test_the_window_ends_with_what_the_worker_has_counted() -> None:
     assert 2 * HALF + COUNTS.size <= ENDED < WINDOW
 
 
-@pytest.mark.parametrize("form", ["qemu/vmcore.kdump", "qemu/vmcore.elfd", "kdump/vmcore.elfd", "micro/zstd"])
+@pytest.mark.parametrize("form", ["qemu/vmcore.kdump", "kdump/vmcore.elfd"])
 def test_the_same_bytes_and_the_same_errors(form: str) -> None:
     """Reads of every size and kind, at places that are there, left out, unmapped and beyond the dump."""
     path, picked = fixture(form).path, random.Random(11)

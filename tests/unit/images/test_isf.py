@@ -198,7 +198,7 @@ PLACES += [TYPE, TYPE[:-1], TYPE[:-2], TYPE[:-3]]
 
 
 @given(st.sampled_from(PLACES), VALUES)
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_arbitrary_values(tmp_path_factory: pytest.TempPathFactory, path: tuple[str, ...], value: Any) -> None:
     target = tmp_path_factory.getbasetemp() / "isf"
     target.write_bytes(changed(*path, to=value))
