@@ -288,7 +288,9 @@ class Kernel:
         if self._sources.btf is not None:
             with suppress(KvmError):
                 return Types(self.prog, Btf(self._sources.btf()))
-        if self.written("__start_BTF") is None and (found := self._types_by_scan()) is not None:
+        if self.written("__start_BTF") is None and (found := self._types_by_scan) is not None:
+            if isinstance(found, KvmError):
+                raise type(found)(found.reason, found.message, found.metadata)
             return found
         data = self._btf_in_memory()
         known = self._index.types(data) if self._index else None
@@ -324,8 +326,13 @@ class Kernel:
         start = self.written("_stext")
         return image_of(self.memory, start.value if start else None)
 
-    def _types_by_scan(self) -> Types | None:
-        found, remembered = self._by_scan.types(self._index)
+    @cached_property
+    def _types_by_scan(self) -> Types | KvmError | None:
+        """What a look through all of the image found; once, for who asks next may be told the same."""
+        try:
+            found, remembered = self._by_scan.types(self._index)
+        except KvmError as e:
+            return e
         self._served.update({"types"} if remembered else ())
         return found
 

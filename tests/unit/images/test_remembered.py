@@ -338,3 +338,17 @@ def test_a_place_that_is_cut_counts_for_nothing(part: bytes) -> None:
     assert Index(memoryview(changed(made_of(NO_BTF_SYMBOL), btf_place=part))).btf_place is None
     with pytest.raises(KvmError, match="place"):
         make(memoryview(changed(given_by(NO_BTF_SYMBOL), btf_place=part)))
+
+
+def test_what_is_not_there_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look through an image takes seconds, and each call asks for types."""
+    looks = []
+    monkeypatch.setattr(by_scan, "blobs", lambda *_: looks.append(1) or iter(()))
+    path = fixture("x86-no-data-symbols/vmcore.kdump").path
+    with path.open("rb") as file:
+        image = LinuxImage(Files(File(file.fileno(), path.name)))
+        for _ in range(3):
+            with pytest.raises(KvmError) as caught:
+                image.kernel.need_types()
+            assert caught.value.reason is Reason.NO_TYPES
+    assert looks == [1]
