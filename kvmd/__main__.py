@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from kvmd import __version__, log
 from kvmd.config import DEFAULT_PATH, DEFAULT_SOCKET, Config, ConfigError, load
-from kvmd.daemon import serve
 from kvmd.front import certificates
 from kvmd.front.lock import ListenError
+from kvmd.start import serve
 from kvmd.syscalls import keep_freed_memory
 
 

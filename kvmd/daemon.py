@@ -19,7 +19,7 @@ from kvmd.direct import Direct
 from kvmd.exposition import serving
 from kvmd.fast import SUFFIX
 from kvmd.front.door import Door
-from kvmd.front.listener import bind_tcp, bind_unix, inherited_sockets, tcp_name, unlink_socket
+from kvmd.front.listener import Inherited, bind_tcp, bind_unix, tcp_name, unlink_socket
 from kvmd.front.lock import InstanceLock, ListenError, check_path
 from kvmd.front.peers import Peers
 from kvmd.front.private import private_directory
@@ -27,9 +27,7 @@ from kvmd.front.refusals import Refusals
 from kvmd.front.relay import Front
 from kvmd.front.remote import Remote
 from kvmd.grants import Grants
-from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import Pool
-from kvmd.handles.process import Bounds
 from kvmd.handles.table import Table
 from kvmd.log import request_id
 from kvmd.metrics import Metrics
@@ -49,20 +47,27 @@ class Daemon:
 
     :param config_path: what SIGHUP reads again; None if there is no file.
     :param idle_exit: after how many seconds without clients to end; None: never.
+    :param pool: closed by the caller.
     """
 
-    def __init__(self, config: Config, config_path: str | None, idle_exit: float | None = None) -> None:
+    def __init__(  # noqa: PLR0913 - what was there before it, by keyword
+        self,
+        config: Config,
+        config_path: str | None,
+        idle_exit: float | None,
+        *,
+        notify: Notifier,
+        quotas: Quotas,
+        pool: Pool,
+    ) -> None:
         self._config, self._config_path, self._idle_exit = config, config_path, idle_exit
-        self._notify = Notifier()
+        self._notify = notify
         self._stop = asyncio.Event()
         limits = config.limits
         self._peers = Peers()
-        self._quotas = quotas = Quotas(limits)
+        self._quotas, self._pool = quotas, pool
         sinks = chosen(config.audit.file, config.audit.journal)
         self._audit = Audit(sinks, required=config.audit.required, request=request_id.get)
-        bounds = Bounds(limits.worker_memory, limits.worker_cpu, limits.worker_timeout, limits.worker_helpers)
-        indexes = _indexes(config)
-        self._pool = Pool(quotas["workers"], bounds, linger=limits.worker_linger, indexes=indexes)
         self._table = table = Table(quotas["descriptors"])
         opener = Opener(config.dumps.directories, config.dumps.kernels)
         self._grants = Grants(quotas["direct"], limits.page_cache)
@@ -70,23 +75,23 @@ class Daemon:
         self._remote: Remote | None = None
         self._metrics = Metrics(quotas, self._pool, self._audit)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    async def run(self, inherited: list[Inherited]) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        :param inherited: the sockets of systemd's; none: the configuration says where to listen.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._audit.close)
-            await self._serve(stack)
+            await self._serve(inherited, stack)
 
-    async def _serve(self, stack: AsyncExitStack) -> None:
+    async def _serve(self, inherited: list[Inherited], stack: AsyncExitStack) -> None:
         path, limits = self._config.listen.unix, self._config.limits
-        inherited = inherited_sockets()  # first of all, so that no worker sees LISTEN_FDS
         lock = stack.enter_context(InstanceLock(path))
         private = stack.enter_context(private_directory(path))
-        self._pool.prepare()
-        stack.push_async_callback(self._pool.close)
         stack.callback(self._grants.close)
         direct = Direct(self._sessions, self._grants)
         server = Server(self._peers, self._sessions, direct, self._metrics, limits)
@@ -238,17 +243,6 @@ def _rules(config: Config) -> Rules:
     return Rules(config.policy, config.live.writes, config.audit.read_bytes)
 
 
-def _indexes(config: Config) -> Indexes | None:
-    """Where indexes of kernels are kept; what can't be kept is found out anew each time."""
-    if not config.cache.path:
-        return None
-    try:
-        return Indexes(config.cache.path, config.cache.bytes)
-    except OSError as failure:
-        log.warning("nothing is kept of kernels' builds: %s", failure)
-        return None
-
-
 def _own_socket(private: str) -> socket.socket:
     """A listening socket beside grpc's private one, in the directory that nobody else can enter."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -259,8 +253,3 @@ def _own_socket(private: str) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-async def serve(config: Config, config_path: str | None, idle_exit: float | None = None) -> None:
-    """Run a daemon to its end."""
-    await Daemon(config, config_path, idle_exit).run()
