@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from drgn import Architecture
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kvmd.errors import KvmError, Reason, error
@@ -89,7 +89,9 @@ def test_every_depth(made: tuple[int, int, int, int]) -> None:
 @given(mapped())
 @settings(max_examples=40, deadline=None)
 def test_drgn_translates_alike(made: tuple[int, int, int, int]) -> None:
+    """All but the last address, which drgn 0.3.0 takes for one beyond the end."""
     top, size, virtual, physical = made
+    assume(virtual + 1 < 1 << 64)
     ram, asked = Ram(), list[int]()
     map_page(ram, top, virtual, size, leaf(physical, size))
 
