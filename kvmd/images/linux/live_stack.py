@@ -50,6 +50,10 @@ class LiveStacks(Stacks):
                 return stack
         raise failure or changed(f"the stack of task {before['pid']}")
 
+    def _task_of(self, number: int) -> int:
+        # What it ran may sleep by now, and another run there: then its stack would be that of no CPU.
+        raise _runs(self._task(super()._task_of(number)))
+
     def _cpu(self, address: int, task: dict[str, Any]) -> int | None:
         if task["on_cpu"] is not None:  # which says it better, as long as there may be several CPUs
             return None
@@ -58,6 +62,10 @@ class LiveStacks(Stacks):
 
     def _start(self, task: dict[str, Any], cpu: int | None) -> At:
         if cpu is not None or task["on_cpu"]:
-            message = f"task {task['pid']} is running; of the running kernel, stacks of others can be unwound"
-            raise error(Reason.TASK_RUNNING, message, pid=task["pid"])
+            raise _runs(task)
         return super()._start(task, None)
+
+
+def _runs(task: dict[str, Any]) -> KvmError:
+    message = f"task {task['pid']} is running; of the running kernel, stacks of others can be unwound"
+    return error(Reason.TASK_RUNNING, message, pid=task["pid"])

@@ -74,6 +74,14 @@ def test_cpus_and_what_they_run_are_refused(stacks: LiveStacks) -> None:
     assert found[KTHREADD].end == stack_pb2.STACK_END_BOTTOM
 
 
+def test_a_cpu_whose_task_sleeps_by_the_time_it_is_looked_at(kernel: Changing, stacks: LiveStacks) -> None:
+    (init,) = (task for task, cpu in stacks._running.items() if cpu == 1)  # what a panicked kernel's CPU ran
+    kernel.put(init + stacks._task.offsets["on_cpu"], 0, 4)  # type: ignore[attr-defined]
+    with pytest.raises(KvmError) as failure:
+        list(stacks.select(stack_pb2.GetStackRequest(cpu=1)))
+    assert failure.value.reason is Reason.TASK_RUNNING
+
+
 def test_a_task_that_is_still_being_switched_from(kernel: Changing, stacks: LiveStacks) -> None:
     kernel.put(places(kernel, stacks)["on_cpu"], 1, 4)
     with pytest.raises(KvmError) as failure:
