@@ -51,7 +51,7 @@ def installs() -> str:
     }
     run(f"{SOURCE}/tools/install", "--enable")
     # To compile all of it would take minutes here; what is used, as pip does elsewhere.
-    run(PYTHON, "-c", "import kvmd.__main__, kvmd.worker.__main__, libkvm.transports.grpc")
+    run(PYTHON, "-c", "import kvmd.__main__, kvmd.daemon, kvmd.worker.__main__, libkvm.transports.grpc")
     CONFIG.write_text(RULES)
     before = {path: path.stat().st_ino for path in Path("/usr/lib/systemd/system").glob("kvmd*")}
     assert len(before) == 4, before
