@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from kvmd.access.policy import Policy, Rule, RuleError
 from kvmd.front.certificates import TlsFiles
@@ -179,8 +179,7 @@ class AuditSettings:
             raise ValueError("read_bytes: must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(NamedTuple):
     """``[live]``: the running kernel."""
 
     # Whether its memory may be written, by those whom a rule gives ``write``.

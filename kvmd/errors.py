@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno as E  # noqa: N812 - the table below is wide enough
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, unique
+from typing import NamedTuple
 
 
 @unique
@@ -196,8 +196,7 @@ class InternalError(KvmError):
     """A fault of kvmd's own; the message holds an incident id that the daemon's log explains."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of the table.
 
     :ivar kind: the exception class.

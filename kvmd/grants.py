@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from kvmd import fast
 from kvmd.access.limits import Quota
@@ -38,8 +39,7 @@ Allowed = Callable[[Peer, str], bool]
 """Whether the policy lets a peer read an image."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ticket:
+class _Ticket(NamedTuple):
     descriptor: Descriptor
     caller: Connection
     expires: float

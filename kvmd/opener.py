@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from kvmd import syscalls
 from kvmd.errors import KvmError, Reason, error
@@ -71,8 +71,7 @@ class OpenedFile:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Directory:
+class _Directory(NamedTuple):
     """An allowed directory: as the operator wrote it, and its real path at start."""
 
     spelling: str

@@ -7,7 +7,8 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd import live
 from kvmd.access.audit import Audit, Reads, tag
@@ -29,8 +30,7 @@ _NOBODY = RunAs(65534, 65534)
 _OWN_VIEW = Decision(True, "built-in: the client's own view")
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What a reload replaces, all at once.
 
     :ivar writes: whether the running kernel may be written at all.
@@ -42,8 +42,7 @@ class Rules:
     read_bytes: int = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A write, as the record has it: where, how long, and SHA-256 (hexadecimal) of what is there and what is to be."""
 
     address: int
@@ -128,7 +127,7 @@ class Sessions:
             wanted = understood(execfile, corefile, swapfiles, flags, dump_offset)
             self._check_writes(wanted)
             if wanted.kind is Kind.PROCFS:
-                wanted = replace(wanted, name=self._view(caller))
+                wanted = wanted._replace(name=self._view(caller))
             choice = self._choice(caller, wanted)
             # What a swap image holds is read by the client like the dump itself, and by the same rules.
             swap = [self._choice(caller, Wanted(Kind.DUMP, name)) for name in wanted.swapfiles]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import Kind
@@ -16,8 +16,7 @@ PROCFS = "procfs"
 """The name of what KVM_NO_FILES opens."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What an open asks for, once its flags have been understood.
 
     :ivar name: the dump's name as the client gave it; of the running kernel, the policy's name of the image.

@@ -12,7 +12,7 @@ import pwd
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 VERBS = ("info", "symbols", "read", "processes", "arguments", "environment", "files", "log", "write", "upload")
 """What a subject can be allowed; ``*`` stands for all of them. ``info`` is needed to open at all."""
@@ -159,8 +159,7 @@ class Rule:
         return who, what, verb if verb in self.verbs else "*"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether it may be, and the origin of the rule that says so (``default`` if none does)."""
 
     allowed: bool

@@ -10,8 +10,7 @@ import os
 import ssl
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvmd.front.crl import CrlError, revoked_serials
 from kvmd.front.lock import ListenError
@@ -27,8 +26,7 @@ class CertificateError(ListenError):
     """A certificate, key or list can't be used; the message is one line that names the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
+class TlsFiles(NamedTuple):
     """The files of ``[listen]``, all PEM.
 
     :ivar cert: the server's certificate, and what leads from it to the authority that clients trust.
@@ -47,11 +45,10 @@ class TlsFiles:
 
         :raises CertificateError: a file can't be looked at.
         """
-        return tuple(_version(getattr(self, each.name)) for each in fields(self) if getattr(self, each.name))
+        return tuple(_version(path) for path in self if path)
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(NamedTuple):
     """The files as they were when they were read.
 
     :ivar context: for new connections.

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.fast import SUFFIX
 from kvmd.front.lock import InstanceLock, ListenError, check_path, make_parent
@@ -86,8 +86,7 @@ def unlink_socket(path: str, lock: InstanceLock) -> None:
             os.unlink(path)
 
 
-@dataclass(frozen=True, slots=True)
-class Inherited:
+class Inherited(NamedTuple):
     """A listening socket from systemd, and its FileDescriptorName= (``unknown`` if it has none)."""
 
     name: str

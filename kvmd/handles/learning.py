@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import replace
 
 from kvmd.errors import Reason, error
 from kvmd.handles.indexes import Kept
@@ -27,7 +26,7 @@ async def learn(worker: Worker, bounds: Bounds) -> bytes | None:
         given = await _inputs(worker)
     if not given:
         return None
-    maker = await Worker.start(replace(bounds, helpers=0))
+    maker = await Worker.start(bounds._replace(helpers=0))
     try:
         with await asyncio.to_thread(Kept, memoryview(given)) as inputs:
             return await maker.make(inputs.fd)

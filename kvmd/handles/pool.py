@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
@@ -39,8 +39,7 @@ class OpenedFile(Protocol):
     def stat(self) -> os.stat_result: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFiles:
+class ImageFiles(NamedTuple):
     """The files of an image as the opener gave them, each with its role (:class:`~kvmd.worker.protocol.OpenFrame`).
 
     :ivar run_as: the client whose rights the worker must have, for what it sees depends on them; None: nobody's.

@@ -10,8 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
@@ -88,8 +87,7 @@ async def _spawn(arguments: Sequence[str]) -> tuple[asyncio.subprocess.Process, 
     return process, ours
 
 
-@dataclass(frozen=True, slots=True)
-class RunAs:
+class RunAs(NamedTuple):
     """A user's rights: user id, group id, supplementary groups.
 
     :ivar environments: whether the worker may open other users' environments too.
@@ -115,8 +113,7 @@ class RunAs:
         return may_become or self.uid in (0, os.geteuid())
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """What a worker may use.
 
     :ivar memory: bytes of its own memory.
@@ -324,7 +321,7 @@ class Worker:
             log.warning("worker %d is given up: it denies an open", self.pid)
             self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
             raise self.why() from None
-        return replace(Opened.decode(bytes(payload)), build_id=build_id)
+        return Opened.decode(bytes(payload))._replace(build_id=build_id)
 
     async def make(self, inputs: int) -> bytes:
         """Have an index made, by a worker that was given nothing before.

@@ -7,9 +7,9 @@ file system, and reads only through the file descriptors it was given. Everythin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from kvmd.v1 import image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
@@ -28,8 +28,7 @@ def unheard(_done: int, _of: int) -> None:
     """Tell nobody of progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """An open file: its descriptor, and the name the client gave, for messages only."""
 
     fd: int
@@ -49,8 +48,7 @@ class Kind(StrEnum):
     """KVM_NO_FILES: no kernel memory at all; ``extra["proc"]`` is a directory descriptor of /proc."""
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(NamedTuple):
     """What an image is made of.
 
     :ivar core: the image itself; None for PROCFS.
@@ -73,7 +71,7 @@ class Files:
     swap: tuple[File, ...] = ()
     writable: bool = False
     kind: Kind = Kind.DUMP
-    extra: Mapping[str, File] = field(default_factory=dict)
+    extra: Mapping[str, File] = MappingProxyType({})
     dump_offset: int | None = None
     any_swap: bool = False
     unpacker: Callable[[], Unpack] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files, Image, Kind
@@ -20,8 +20,7 @@ from kvmd.images.procfs.image import ProcfsImage
 __all__ = ["make_index", "open_image"]
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A family of formats.
 
     :ivar name: for messages.

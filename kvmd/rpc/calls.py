@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
@@ -13,8 +12,7 @@ from kvmd.rpc.validate import MOST_READV_BYTES
 from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call.
 
     :ivar request: its request message, which has a field ``descriptor``.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from dataclasses import replace
 
 from kvmd.images.base import Files, Image
 from kvmd.images.linux.kdumpcodecs import unpack
@@ -32,21 +31,21 @@ def main() -> None:
     fd, memory, cpu, number, parent = map(int, sys.argv[1:6])
     limits = SandboxLimits(memory=memory, cpu=cpu, parent=parent)
     if sys.argv[6:] == [WRITABLE]:
-        limits = replace(limits, writable=True)
+        limits = limits._replace(writable=True)
     elif len(sys.argv) > 6:
-        limits = replace(limits, identity=Identity.decode(sys.argv[6]), threads=0)
+        limits = limits._replace(identity=Identity.decode(sys.argv[6]), threads=0)
     sock = socket.socket(fileno=fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C stops the daemon, which stops its workers
     keep_freed_memory()
     seats = helpers.seats(min(number, memory // helpers.MEMORY // 2))
-    theirs = replace(limits, memory=helpers.MEMORY)
+    theirs = limits._replace(memory=helpers.MEMORY)
     keep = (0, 1, 2, fd, *(each.fileno() for seat in seats for each in (seat.helper, seat.link)))
-    limits = replace(limits, memory=memory - len(seats) * helpers.MEMORY, keep=keep)
+    limits = limits._replace(memory=memory - len(seats) * helpers.MEMORY, keep=keep)
     protections = enter(limits, lambda: helpers.start(seats, theirs, unpack))
     team = Team(unpack, [seat.helper for seat in seats])
 
     def opened(files: Files) -> Image:
-        image = open_image(replace(files, unpacker=team.take))
+        image = open_image(files._replace(unpacker=team.take))
         if not team.wanted:
             team.close()
         return image

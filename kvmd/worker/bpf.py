@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd import syscalls
 
@@ -86,8 +86,7 @@ def not_both_set(argument: int, mask: int) -> Rule:
     return (_load(argument), (_AND, 0, 0, mask), (_JEQ, 1, 0, mask), _ret(ALLOW), *fail())
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
+class Architecture(NamedTuple):
     """What a filter needs to know of a processor.
 
     :ivar audit: AUDIT_ARCH_* of linux/audit.h.

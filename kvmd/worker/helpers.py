@@ -12,7 +12,6 @@ import signal
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
@@ -125,7 +124,7 @@ def start(made: list[Seat], limits: SandboxLimits, unpack: Unpack) -> None:
     parent = os.getpid()
     for seat in made:
         if os.fork() == 0:
-            _run(seat, replace(limits, parent=parent, keep=(0, 1, 2, seat.link.fileno())), unpack)
+            _run(seat, limits._replace(parent=parent, keep=(0, 1, 2, seat.link.fileno())), unpack)
         seat.link.close()
 
 

@@ -12,7 +12,6 @@ import traceback
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import count
 
 from kvmd.errors import KvmError, Reason, error
@@ -195,7 +194,7 @@ class Loop:
         one.pop("swap", None)
         swap = tuple(file for role, file in opened if role == "swap")
         files = Files(core, execfile, swap, names.writable, names.kind, one, names.dump_offset, names.any_swap)
-        files = replace(files, progress=self._tell)
+        files = files._replace(progress=self._tell)
         self._image = self._open_image(files)
         self._reader = Reader(self._image)
         if isinstance(self._image, Indexed) and self._image.build_id:

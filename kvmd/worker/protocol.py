@@ -30,8 +30,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -114,8 +114,7 @@ def frame(kind: Kind, payload: bytes = b"") -> bytes:
     return HEADER.pack(kind, len(payload)) + payload
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFrame:
+class OpenFrame(NamedTuple):
     """What OPEN says of its descriptors.
 
     :ivar kind: what is opened.
@@ -141,8 +140,7 @@ class OpenFrame:
         return cls(ImageKind(kind), tuple((role, name) for role, name in files), writable, dump_offset, any_swap)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """What OPEN's RESULT says of the image.
 
     :ivar kernel_name: the name of the namelist.

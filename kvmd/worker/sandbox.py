@@ -22,7 +22,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd import syscalls
 from kvmd.images.procfs.rights import READ_ANY, capset
@@ -43,8 +43,7 @@ _ROOM = 4 << 30
 _CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """A client's rights, for a worker that reads /proc as that client.
 
     :ivar environments: whether it may open other users' environments too.
@@ -66,8 +65,7 @@ class Identity:
         return cls(int(uid), int(gid), numbers, more == ["environments"])
 
 
-@dataclass(frozen=True, slots=True)
-class SandboxLimits:
+class SandboxLimits(NamedTuple):
     """What a worker may use.
 
     :ivar memory: bytes of private memory (RLIMIT_DATA), threads' stacks included; a file that is mapped doesn't count.

@@ -7,8 +7,7 @@ translation leaves before kvm_read's own. libkvm prints both in the order of tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK
@@ -21,8 +20,7 @@ READ, WRITE, EXECUTE = 1, 2, 4
 """Protections of a page."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where bytes are: the offset in the file, and how many follow there."""
 
     offset: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.source import Source, exact
@@ -23,8 +23,7 @@ MOST_CPU_DATA = 16 << 20
 """The most CPU data that are read: a million runs of memory, in a sparse dump."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """An architecture: uname's name, and to how many bytes its headers are aligned."""
 
     name: str
@@ -38,8 +37,7 @@ _OTHERS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """What precedes the memory.
 
     :ivar machine: a key of MACHINES.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.bsd.core import Place, fault
@@ -25,8 +25,7 @@ _MAP_CHUNK = 1 << 20
 VERSIONS = (1, 2, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What a header says; sizes in bytes, addresses virtual but for ``dmapphys``."""
 
     version: int

@@ -13,8 +13,8 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from kvmd.errors import Reason, error
 from kvmd.images.bsd.core import Place
@@ -29,8 +29,7 @@ _SCAN_BITS = 8 * _SCAN
 Range = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Where a minidump's file has the bitmap and the pages; in bytes."""
 
     bitmap: int

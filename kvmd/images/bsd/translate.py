@@ -8,7 +8,7 @@ nor whose half it is in.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError
 
@@ -34,8 +34,7 @@ class NoTranslation(Exception):  # noqa: N818 - an outcome; every caller makes i
         self.cause = cause
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where an address leads: the physical address, how many bytes are left of the page, and the page's level."""
 
     physical: int

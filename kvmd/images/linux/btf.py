@@ -12,10 +12,10 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.nametable import NameTable
@@ -87,8 +87,7 @@ def _corrupt(message: str) -> KvmError:
     return error(Reason.CORRUPT_DATA, f"the kernel's BTF makes no sense: {message}")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A type as it stands. ``value`` is its size in bytes or the id it refers to, by kind.
 
     :ivar words: the section that it stands in.
@@ -105,8 +104,7 @@ class Record:
     at: int
 
 
-@dataclass(frozen=True, slots=True)
-class BtfIndex:
+class BtfIndex(NamedTuple):
     """What was found out before about the same bytes.
 
     :ivar starts: of each type the word that it begins at.
@@ -117,8 +115,7 @@ class BtfIndex:
     names: NameTable
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A member; ``bits`` is the width of a bit field, else 0; ``offset`` is in bits."""
 
     name: str

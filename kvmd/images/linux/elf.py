@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.order import BIG, LITTLE, Order
@@ -23,8 +23,7 @@ _MAX_NOTES = 64 << 20
 _MAX_SECTION = 512 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The ELF header; ``phnum`` already follows PN_XNUM's rule."""
 
     type: int
@@ -37,8 +36,7 @@ class Header:
     order: Order
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A program header."""
 
     type: int
@@ -49,8 +47,7 @@ class Segment:
     memsz: int
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A section header and its name."""
 
     name: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
@@ -31,8 +32,7 @@ _STEXT = 0xFFFFFFFF81000000
 _MOST_SIZE = 1 << 16  # of a symbol: drgn takes what is further from the next for the last before a hole
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(NamedTuple):
     """What was found by scanning, and where that is, relative to ``_stext``.
 
     :ivar span: the bytes of all tables of symbols, and what lies between them, as where ``_stext`` is ``_STEXT``.

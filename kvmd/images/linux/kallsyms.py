@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from kvmd.images.linux.memory import Read, in_chunks
 from kvmd.images.linux.order import LITTLE, Order, number
@@ -24,8 +25,7 @@ _PARTS = ("offsets", "names", "tokens", "indexes")
 _MASK = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A symbol: its letter and name, and where in the names the next one is."""
 
     letter: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, SymbolIndex, Type, TypeKindSet
 from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
@@ -34,8 +34,7 @@ from kvmd.images.linux.types import Types
 from kvmd.images.linux.variables import Variables
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(NamedTuple):
     """Where symbols and types come from; what is None is looked for in the kernel's memory.
 
     :ivar symbols: the kernel's and its modules' symbols; may raise NO_SYMBOLS when it is asked.

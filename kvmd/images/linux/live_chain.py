@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 
@@ -19,8 +19,7 @@ MAX_SECONDS = 20.0
 """The longest one walk may take: less than a worker may be silent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """An entry as it was read.
 
     :ivar following: the address of the next entry's list_head.

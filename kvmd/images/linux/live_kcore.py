@@ -13,7 +13,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from drgn import FaultError
 
@@ -31,8 +31,7 @@ _MAX_NOTES = 1 << 20
 _NOWHERE = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     """A /proc/kcore as a source of bytes: it has no size that means anything."""
 
     fd: int
@@ -49,8 +48,7 @@ class _Head:
             ) from e
 
 
-@dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """What the headers say.
 
     :ivar ram: where RAM lies in the file.

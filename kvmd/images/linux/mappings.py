@@ -5,8 +5,7 @@ Source: Linux include/linux/maple_tree.h and lib/maple_tree.c (6.1), before that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
@@ -20,8 +19,7 @@ _SLOTS = {_LEAF: 16, _RANGE: 16, _ARANGE: 10}  # MAPLE_RANGE64_SLOTS, MAPLE_ARAN
 _PARENT = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A mapping.
 
     :ivar first: the number of the file's page at ``start``.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.order import LITTLE, Order, number, words
@@ -17,8 +17,7 @@ PRESENT = 1
 """An entry that the CPU follows, on most architectures."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a virtual address lies: its physical address, and how many bytes follow in the same page."""
 
     physical: int

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from drgn import Architecture, FaultError, Platform, Program
 
@@ -53,8 +53,7 @@ PhysicalRead = Callable[[int, int, int, bool], bytes]
 """Reads (address, length, offset, physical) or raises FaultError, as drgn's memory segments do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dump:
+class Dump(NamedTuple):
     """An opened dump, or the running kernel's memory behind the same face.
 
     :ivar live: whether memory changes while it is read.
@@ -106,8 +105,7 @@ def is_mine(source: Source) -> bool:
     return head.startswith(elf.MAGIC) and (len(head) < 18 or head[16 + (head[5] == 2)] == elf.ET_CORE)
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """A dump's file, its headers checked.
 
     :ivar make: opens it as the kernel that a VMCOREINFO text describes; raises KvmError CORRUPT_IMAGE if drgn can't
@@ -181,7 +179,7 @@ def _open_segments(layout: LimeLayout | RawLayout) -> Opened:
 
 
 def _by_segments(layout: ElfLayout | LimeLayout | RawLayout, architecture: Architecture, text: bytes) -> Dump:
-    return replace(custom(architecture, layout, layout.read, text), into=layout.read_into)
+    return custom(architecture, layout, layout.read, text)._replace(into=layout.read_into)
 
 
 def _architecture(info: VmcoreInfo) -> Architecture:
@@ -215,7 +213,7 @@ def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], U
             prog.set_core_dump(os.dup(file.fd))  # which drgn closes
         into = PageReader(source, layout, unpacker()).read_into
         if layout.guarded and not flat:
-            return replace(custom(architecture, layout, _Guard(prog, layout).read, text), into=into)
+            return custom(architecture, layout, _Guard(prog, layout).read, text)._replace(into=into)
         return Dump(prog, layout, VmcoreInfo.parse(text), architecture, into=into)
 
     return Opened(layout, make)

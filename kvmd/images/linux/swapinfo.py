@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from drgn import TypeKind
 
@@ -32,8 +31,7 @@ _FILE = {
 _INODE = {"mode": ("i_mode",), "size": ("i_size",), "ino": ("i_ino",)}
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """A swap area that is in use.
 
     :ivar number: the type of its swap entries.

@@ -7,9 +7,8 @@ kernel's section bounds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from drgn import Symbol, SymbolBinding, SymbolIndex, SymbolKind
 
@@ -21,8 +20,7 @@ KERNEL = 1 << 63
 """Kernel virtual addresses have the highest bit, but for s390x; smaller values are per-CPU offsets and absolutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A symbol: address or per-CPU offset, size in bytes (0 = unknown), nlist's type, source, module."""
 
     name: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError
 from kvmd.images.linux.memory import Read
@@ -20,8 +20,7 @@ Function = Callable[[int], int]
 """The address of the function that holds an instruction; 0 if it isn't known."""
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(NamedTuple):
     """A place on the stack.
 
     :ivar pc: the instruction, or the one after a call.

@@ -11,7 +11,7 @@ before the instruction sets the frame pointer, the return address is still in it
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError
 from kvmd.images.linux.memory import Read
@@ -29,8 +29,7 @@ _ENDS = (0xD65F03C0, 0xD50323BF, 0xD65F0BFF)  # ret, autiasp, retaa
 _LONGEST = 1 << 14  # bytes of a function
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What a walk must know of the kernel.
 
     :ivar record: where in struct pt_regs its frame record lies.

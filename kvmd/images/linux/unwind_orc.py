@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 
 from kvmd.errors import KvmError
 from kvmd.images.linux import orc
@@ -108,9 +107,9 @@ class OrcWalk(Walk):
 
     def _with_bp(self, found: At, row: Row, sp: int, at: At) -> At:
         if row.bp_reg == orc.PREV_SP:
-            return replace(found, bp=self._word(sp + row.bp_offset), sure=True)
+            return found._replace(bp=self._word(sp + row.bp_offset), sure=True)
         if row.bp_reg == orc.BP:
-            return replace(found, bp=self._word(at.bp + row.bp_offset))
+            return found._replace(bp=self._word(at.bp + row.bp_offset))
         if row.bp_reg != orc.UNDEFINED:
             raise Stop(stack_pb2.STACK_END_CORRUPT)
         return found

@@ -6,11 +6,10 @@ Source: Documentation/admin-guide/kdump/vmcoreinfo.rst. Lines are ``KEY=value``,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class VmcoreInfo:
+class VmcoreInfo(NamedTuple):
     """The text, and its lines as a mapping. A number that doesn't parse counts as absent."""
 
     text: bytes

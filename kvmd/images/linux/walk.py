@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.order import words
@@ -22,8 +22,7 @@ _PATIENCE = 1 << 18  # tables of 4 KiB in a row that map nothing: 1 GiB of them
 Table = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """A page that is mapped: addresses and length in bytes, protection as READ, WRITE and EXECUTE or-ed."""
 
     virtual: int

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import Reason, error
 
@@ -33,8 +33,7 @@ def _reading(what: str) -> Iterator[None]:
         raise error(Reason.CORRUPT_DATA, f"{what} is not what proc(5) says", path=what) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What is used of /proc/PID/stat.
 
     :ivar tty: the controlling terminal as makedev(3) packs it; None without one.
@@ -87,8 +86,7 @@ def _device(number: int) -> int | None:
     return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00) if number else None
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(NamedTuple):
     """What is used of /proc/PID/status: the thread group, and real and effective ids."""
 
     tgid: int
@@ -140,8 +138,7 @@ def possible_cpus(text: bytes) -> list[int]:
         return sorted(int(word.removeprefix(b"CPU")) for word in text.partition(b"\n")[0].split())
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
+class Swap(NamedTuple):
     """A line of /proc/swaps; sizes in bytes."""
 
     path: bytes

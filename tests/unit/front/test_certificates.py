@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def test_good_files(files):
 
 
 def test_a_list_is_no_must(files):
-    trust = load(replace(files, client_crl=""))
+    trust = load(files._replace(client_crl=""))
     assert trust.revoked == frozenset()
     assert not trust.context.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
 
@@ -49,7 +48,7 @@ def test_versions_follow_the_files(files, authority):
 
 @pytest.mark.parametrize("name", ["cert", "key", "client_ca", "client_crl"])
 def test_a_file_that_is_not_there(files, name):
-    wrong = replace(files, **{name: "/none"})
+    wrong = files._replace(**{name: "/none"})
     for look in (lambda: load(wrong), wrong.versions):
         with pytest.raises(CertificateError, match=r"/none.*No such file"):
             look()
@@ -61,12 +60,12 @@ def test_a_file_of_something_else(files, name, tmp_path):
     odd.write_text("this is a text file")
     odd.chmod(0o600)
     with pytest.raises(CertificateError, match=str(odd)):
-        load(replace(files, **{name: str(odd)}))
+        load(files._replace(**{name: str(odd)}))
 
 
 def test_a_key_of_another_certificate(files, authority):
     with pytest.raises(CertificateError, match="key values mismatch"):
-        load(replace(files, key=authority.issue("other").key))
+        load(files._replace(key=authority.issue("other").key))
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o666])
@@ -83,12 +82,12 @@ def test_an_encrypted_key_asks_nobody(files, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     locked.chmod(0o600)
     with pytest.raises(CertificateError, match=str(locked)):
-        load(replace(files, key=str(locked)))
+        load(files._replace(key=str(locked)))
 
 
 def test_a_client_is_no_authority(files, authority):
     with pytest.raises(CertificateError, match="no certificate of an authority"):
-        load(replace(files, client_ca=authority.issue("alice").cert))
+        load(files._replace(client_ca=authority.issue("alice").cert))
 
 
 def test_the_list_names_no_authority(files, authority, tmp_path):
@@ -97,4 +96,4 @@ def test_the_list_names_no_authority(files, authority, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.write_bytes(Path(files.client_crl).read_bytes() + Path(other.ca).read_bytes())
     with pytest.raises(CertificateError, match="there are certificates in it"):
-        load(replace(files, client_crl=str(mixed)))
+        load(files._replace(client_crl=str(mixed)))

@@ -8,15 +8,14 @@ of an object through its address.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.images.linux.objects import checks
 from kvmd.images.linux.objects.checks import Check, named_list
 from kvmd.images.linux.objects.probe import Probe
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(NamedTuple):
     """Look at what all of these functions refer to, as far as the kernel has them; and none of the others.
 
     Of functions joined by ``|`` one is enough: for objects that nothing else looks like.
@@ -29,22 +28,19 @@ class Code:
     also: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """Look for bytes in the kernel's image: gives those, and how far after the object's beginning they stand."""
 
     bytes_of: Callable[[Probe], Iterator[tuple[bytes, int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(NamedTuple):
     """Look where another object says."""
 
     address: Callable[[Probe], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
+class Object(NamedTuple):
     """An object of the kernel.
 
     :ivar size: in bytes, at least: what lies inside one that passed is a part of it.

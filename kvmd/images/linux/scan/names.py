@@ -12,8 +12,8 @@ import re
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
+from typing import NamedTuple
 
 DIGITS = b"\0".join(b"%c" % digit for digit in b"0123456789")
 """What a token table holds, and little else; looked for from its end, which is no zero as most of memory is."""
@@ -29,8 +29,7 @@ _TRIES = 64  # what can be markers, and what can be a number of names: in a kern
 _FIRST = re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x0f]\0)", re.S)  # a zero, then what 256 names have
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """A token table.
 
     :ivar start: its offset in the window.
@@ -42,8 +41,7 @@ class Tokens:
     strings: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(NamedTuple):
     """Symbols' names, each after its type's letter.
 
     :ivar count_at: the offset of their number in the window, and so the end of what lies before.

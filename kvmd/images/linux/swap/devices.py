@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
@@ -13,8 +12,7 @@ _SECTOR = 512
 _MINOR_BITS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class BlockDevice:
+class BlockDevice(NamedTuple):
     """A block device.
 
     :ivar number: as makedev(3) packs it.

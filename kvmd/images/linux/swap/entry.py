@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 Release = tuple[int, int]
 
@@ -38,8 +38,7 @@ class Kind(StrEnum):
     """No page: a note for userfaultfd and the like."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Where type and offset lie in an entry."""
 
     type_shift: int
@@ -75,8 +74,7 @@ LAYOUTS: dict[str, tuple[tuple[Release, Layout], ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options of a kernel that reserve types."""
 
     memory_failure: bool = True
@@ -99,8 +97,7 @@ def _reserved(release: Release, options: Options) -> Iterator[tuple[Kind, int]]:
         yield Kind.ERROR, 1  # SWP_SWAPIN_ERROR, a marker later
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(NamedTuple):
     """An entry, decoded.
 
     :ivar offset: of a swap entry the slot, of a migration entry the page frame, of a marker its bits.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 
@@ -19,8 +19,7 @@ _FIELDS = struct.Struct("III16s16s")
 PAGE_SIZES = (4096, 16384, 65536)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What a header says.
 
     :ivar last_page: the number of the last page; the header is page 0.

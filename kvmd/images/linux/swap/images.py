@@ -7,8 +7,8 @@ its header is that of the area, as far as the kernel tells: docs/adr/0016-swap.m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
@@ -21,8 +21,7 @@ from kvmd.images.linux.swapinfo import Area
 _TOLD = 2  # areas that a refused image is told of
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What the kernel knows of an area.
 
     :ivar size: of the partition or the file, in bytes; None if it isn't known.
@@ -43,8 +42,7 @@ class Known:
         return f"swap area {self.area.number} ({self.path})"
 
 
-@dataclass(frozen=True, slots=True)
-class Backing:
+class Backing(NamedTuple):
     """An area's slots in a file.
 
     :ivar extents: where they lie on the device that the file is an image of; None: in order.
