@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 
 from kvmd.access.limits import Quotas
@@ -28,8 +29,11 @@ async def serve(config: Config, config_path: str | None, idle_exit: float | None
     try:
         pool.prepare()
         await asyncio.sleep(0)  # in which its process is made
+        gc.disable()  # of what is imported nothing becomes garbage
         from kvmd.daemon import Daemon  # noqa: PLC0415 - grpc, and most of what the daemon is made of
 
+        gc.freeze()
+        gc.enable()
         await Daemon(config, config_path, idle_exit, notify=notify, quotas=quotas, pool=pool).run(inherited)
     finally:
         await pool.close()
