@@ -105,10 +105,6 @@ class Opener:
         """
         return tuple(_join(directory, rest) for directory, rest in _places(name, self._dumps))
 
-    def exec_candidates(self, name: str) -> tuple[str, ...]:
-        """As :meth:`dump_candidates`, for a kernel's name."""
-        return tuple(_join(directory, rest) for directory, rest in _places(name, self._kernels))
-
     def open_dump(self, name: str) -> OpenedFile:
         """Open a dump, or a swap area's image.
 

@@ -61,7 +61,6 @@ def test_kernels_have_directories_of_their_own(way, tmp_path, crash, content, re
     opener = Opener([str(crash)], [str(tmp_path / "debug")])
     assert content(opener.open_exec("vmlinux")) == b"ELF"
     assert content(opener.open_exec("vmcore")) == DUMP
-    assert opener.exec_candidates("x") == (str(tmp_path / "debug/x"), str(crash / "x"))
     assert reason(opener, "vmlinux") is Reason.SOURCE_NOT_FOUND
     assert reason(opener, tmp_path / "debug/vmlinux") is Reason.PATH_OUTSIDE
 

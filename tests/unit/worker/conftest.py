@@ -7,11 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kvmd.worker.protocol import Kind
+
+from .serving import FRAME, Daemon
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,3 +70,14 @@ def run() -> Callable[..., Any]:
         return lines[0] if len(lines) == 1 else lines
 
     return start
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A loop with an image open."""
+    running = Daemon()
+    with open("/dev/null", "rb") as core, open("/dev/zero", "rb") as exec_:
+        answer = running.ask(Kind.OPEN, FRAME.encode(), [core.fileno(), core.fileno(), exec_.fileno()])
+    assert answer == (Kind.RESULT, b"\1kallsyms")
+    yield running
+    running.close()

@@ -2,124 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 import struct
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
-from btf import Builder
-from kvmd.errors import Reason, error
+from kvmd.errors import Reason
 from kvmd.fast import ANSWER, HALF, ONE, PAGE, WINDOW, cache_size
-from kvmd.images.base import Files
 from kvmd.images.base import Kind as ImageKind
-from kvmd.images.linux.sections import pack, unpack
 from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
-from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS, Loop
+from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS
 from kvmd.worker.methods import METHODS
-from kvmd.worker.protocol import CURSOR, HEADER, SIZE, Kind, OpenFrame, decode_error, frame
+from kvmd.worker.protocol import CURSOR, SIZE, Kind, decode_error
 from procs import eventually
 
-LENGTH = 3 << 20
-FRAME = OpenFrame(ImageKind.LIVE, (("core", "/c"), ("kallsyms", "/k"), ("exec", "/e")), True)
-
-
-class Memory:
-    """An image of 3 MiB in which byte n is n modulo 251, and a process table of as many as asked for."""
-
-    byte_order = "little"
-
-    def __init__(self, files: Files) -> None:
-        self.files = files
-
-    def kernel_name(self) -> str:
-        return "kallsyms"
-
-    def foreign(self) -> bool:
-        return True
-
-    def info(self) -> image_pb2.Info:
-        raise ZeroDivisionError("secret detail")
-
-    def read(self, address: int, length: int, space: int, pid: int = 0) -> bytes:
-        if space == memory_pb2.ADDRESS_SPACE_PHYSICAL:
-            raise MemoryError
-        if address + length > LENGTH:
-            readable = max(0, LENGTH - address)
-            raise error(Reason.NOT_MAPPED, "not mapped", address=LENGTH, readable=readable)
-        return bytes(n % 251 for n in range(address, address + length))
-
-    def read_into(self, address: int, into: memoryview, space: int) -> bool:
-        return False
-
-    def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
-        return [symbol_pb2.Symbol(name=name, found=name == "here") for name in names]
-
-    def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:
-        for pid in range(1, request.argument + 1):
-            yield process_pb2.Process(pid=pid, comm=b"x" * 1000)
-
-    def strings(self, pid: int, kind: int, limit: int) -> process_pb2.Strings:
-        return process_pb2.Strings(values=[b"a", b"\xff"])
-
-    def log(self) -> Iterator[image_pb2.LogRecord]:
-        yield image_pb2.LogRecord(text=b"first")
-        raise error(Reason.CORRUPT_DATA, "the second is torn")
-
-
-class Daemon:
-    """The other end."""
-
-    def __init__(self) -> None:
-        self.sock, theirs = socket.socketpair()
-        self.images: list[Memory] = []
-        self.thread = threading.Thread(target=self._serve, args=(theirs,))
-        self.thread.start()
-        assert self.answer() == (Kind.READY, b"")
-
-    def _serve(self, theirs: socket.socket) -> None:
-        def open_image(files: Files) -> Memory:
-            self.images.append(Memory(files))
-            return self.images[-1]
-
-        with theirs, contextlib.suppress(ConnectionError):
-            Loop(theirs, open_image).run()
-
-    def answer(self) -> tuple[Kind, bytes]:
-        kind, length = HEADER.unpack(self.sock.recv(HEADER.size, socket.MSG_WAITALL))
-        return Kind(kind), self.sock.recv(length, socket.MSG_WAITALL) if length else b""
-
-    def ask(self, kind: Kind, payload: bytes = b"", fds: Sequence[int] = ()) -> tuple[Kind, bytes]:
-        socket.send_fds(self.sock, [frame(kind, payload)], fds)
-        return self.answer()
-
-    def call(self, method: str, request: object) -> tuple[Kind, bytes]:
-        return self.ask(Kind.CALL, method.encode() + b"\0" + request.SerializeToString())
-
-    def close(self) -> None:
-        self.sock.close()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    """A loop with an image open."""
-    running = Daemon()
-    with open("/dev/null", "rb") as core, open("/dev/zero", "rb") as exec_:
-        answer = running.ask(Kind.OPEN, FRAME.encode(), [core.fileno(), core.fileno(), exec_.fileno()])
-    assert answer == (Kind.RESULT, b"\1kallsyms")
-    yield running
-    running.close()
-
-
-def reason(answer: tuple[Kind, bytes]) -> Reason:
-    assert answer[0] is Kind.ERROR
-    return decode_error(answer[1]).reason
+from .serving import LENGTH, Daemon, reason
 
 
 def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
@@ -130,54 +30,6 @@ def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
     assert os.readlink(f"/proc/self/fd/{image.files.core.fd}") == "/dev/null"
     assert os.readlink(f"/proc/self/fd/{image.files.exec.fd}") == "/dev/zero"
     assert not os.get_inheritable(image.files.core.fd)
-
-
-class Learned(Memory):
-    """An image that opens faster with an index."""
-
-    build_id = "ab" * 20
-    given = b""
-
-    def use_index(self, data: memoryview) -> None:
-        self.given = bytes(data)
-
-    def index_inputs(self) -> bytes:
-        return b"" if self.given else bytes(3 << 20)
-
-
-@pytest.mark.parametrize("index", [b"", b"the index"])
-def test_an_index_is_asked_for_before_all_else(index: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "Memory", Learned)
-    running = Daemon()
-    fd = os.memfd_create("index")
-    os.write(fd, index)
-    with open("/dev/null", "rb") as core:
-        asked = running.ask(Kind.OPEN, FRAME.encode(), [core.fileno()] * 3)
-    assert asked == (Kind.INDEX, b"ab" * 20)
-    assert running.ask(Kind.INDEX, b"", [fd] if index else []) == (Kind.RESULT, b"\1kallsyms")
-    assert running.images[0].given == index
-    answer = running.ask(Kind.CALL, b"IndexInputs\0")
-    assert answer[0] is (Kind.END if index else Kind.ITEM)
-    running.close()
-    os.close(fd)
-
-
-def test_an_index_is_made_of_what_is_given(daemon: Daemon) -> None:
-    fd = os.memfd_create("inputs")
-    os.write(fd, pack({"btf": Builder().bytes()}))
-    kind, made = daemon.ask(Kind.MAKE, b"", [fd])
-    assert kind is Kind.RESULT
-    assert "btf.digest" in unpack(memoryview(made))
-    os.truncate(fd, 10)
-    assert reason(daemon.ask(Kind.MAKE, b"", [fd])) is Reason.CORRUPT_DATA
-    assert daemon.call("IndexInputs", memory_pb2.ReadRequest()) == (Kind.END, b"")
-    os.close(fd)
-
-
-def test_an_index_before_an_image_is_refused() -> None:
-    running = Daemon()
-    assert reason(running.ask(Kind.INDEX)) is Reason.INTERNAL
-    running.close()
 
 
 def test_unary_call(daemon: Daemon) -> None:

@@ -149,8 +149,3 @@ def release_of(text: str) -> Release:
 def slot_of(value: int) -> tuple[int, int]:
     """The type and the offset of a swp_entry_t, as swap caches and mappings hold it (SWP_TYPE_SHIFT: 63 - 5)."""
     return value >> 58 & _TYPES - 1, value & (1 << 58) - 1
-
-
-def entry_of(number: int, offset: int) -> int:
-    """The swp_entry_t of a slot."""
-    return (number << 58 | offset) & _WORD
