@@ -91,14 +91,18 @@ def _one_line(text: str) -> str:
 async def feed(notifier: Notifier, check: Callable[[], Awaitable[object]]) -> None:
     """Feed the watchdog for ever, twice as often as it wants, as long as the daemon works.
 
+    It begins half the watchdog's time from now: of its start the manager has heard by READY.
+
     :param check: asks the daemon what a client would ask; it raises if the answer is wrong. It is given half of the
         watchdog's time: an answer that comes later feeds nothing.
     """
     if notifier.watchdog is None:
         return
     half, well = notifier.watchdog / 2, True
+    due = time.monotonic() + half
     while True:
-        began = time.monotonic()
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + half
         try:
             async with asyncio.timeout(half):
                 await check()
@@ -113,7 +117,6 @@ async def feed(notifier: Notifier, check: Callable[[], Awaitable[object]]) -> No
                 well = True
                 log.info("the self-check passes again")
                 notifier.status("serving")
-        await asyncio.sleep(max(0.0, began + half - time.monotonic()))
 
 
 async def idle(seconds: float, busy: Callable[[], bool], leave: Callable[[], None]) -> None:

@@ -18,7 +18,6 @@ import errno
 import os
 import pwd
 import resource
-import secrets
 import signal
 import threading
 from collections.abc import Callable
@@ -198,7 +197,7 @@ def _close_others(keep: tuple[int, ...]) -> None:
 def _empty_root() -> None:
     """Make an empty directory that no longer has a name the root: stat(2), which Landlock lets pass, finds nothing."""
     for parent in ("/run", "/tmp", "/dev/shm"):  # noqa: S108 - it is made with a random name and removed at once
-        directory = f"{parent}/.kvmd-worker-{secrets.token_hex(8)}"
+        directory = f"{parent}/.kvmd-worker-{os.urandom(8).hex()}"
         try:
             os.mkdir(directory, 0o700)
         except OSError:
