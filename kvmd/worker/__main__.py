@@ -10,6 +10,7 @@ write at an offset of a file that it is given: /dev/mem, for the running kernel 
 from __future__ import annotations
 
 import gc
+import importlib
 import sys
 from types import ModuleType
 
@@ -17,10 +18,20 @@ from types import ModuleType
 _UNUSED = "drgn.helpers.linux.stack"
 
 
+class _Absent(ModuleType):
+    """Stands for a module that nobody uses, until somebody does."""
+
+    __all__ = ()
+
+    def __getattr__(self, name: str) -> object:
+        sys.modules.pop(self.__name__, None)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def main() -> None:
     """Import what a worker is made of, and run."""
     gc.disable()  # nothing of it becomes garbage
-    sys.modules[_UNUSED] = ModuleType(_UNUSED)
+    sys.modules[_UNUSED] = _Absent(_UNUSED)
     from kvmd.worker.start import run  # noqa: PLC0415 - after that
 
     run(sys.argv[1:])
