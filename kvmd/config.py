@@ -12,8 +12,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from kvmd.access.policy import Policy, Rule, RuleError
@@ -70,6 +68,8 @@ class Listen:
     @property
     def tcp_address(self) -> tuple[str, int]:
         """Numeric host and port of :attr:`tcp`."""
+        from ipaddress import ip_address  # noqa: PLC0415 - most listen to a Unix socket alone
+
         host, _, port = self.tcp.rpartition(":")
         try:
             found = ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
@@ -372,7 +372,8 @@ def parse(text: str, name: str) -> Config:
 def load(path: str | None) -> Config:
     """Read the file at ``path``; None reads the default one, or gives the defaults if there is none."""
     try:
-        return parse(Path(path or DEFAULT_PATH).read_text(encoding="utf-8"), path or DEFAULT_PATH)
+        with open(path or DEFAULT_PATH, encoding="utf-8") as file:
+            return parse(file.read(), path or DEFAULT_PATH)
     except FileNotFoundError:
         if path is None:
             return Config()
