@@ -16,8 +16,8 @@ from kvmd.access.policy import Decision, Policy
 from kvmd.errors import AccessError, KvmError, Reason, SourceNotFoundError, error
 from kvmd.front.peers import Connection
 from kvmd.grants import Grants
+from kvmd.handles.bounds import RunAs
 from kvmd.handles.pool import ImageFiles, Pool
-from kvmd.handles.process import RunAs
 from kvmd.handles.table import Descriptor, Table
 from kvmd.images.base import Kind, Progress, unheard
 from kvmd.opener import OpenedFile, Opener

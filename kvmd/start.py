@@ -9,9 +9,9 @@ import logging
 from kvmd.access.limits import Quotas
 from kvmd.config import Config
 from kvmd.front.listener import inherited_sockets
+from kvmd.handles.bounds import Bounds
 from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import Pool
-from kvmd.handles.process import Bounds
 from kvmd.notify import Notifier
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ import asyncio
 from contextlib import aclosing
 
 from kvmd.errors import Reason, error
+from kvmd.handles.bounds import Bounds
 from kvmd.handles.indexes import Kept
-from kvmd.handles.process import Bounds, Worker
+from kvmd.handles.process import Worker
 
 MOST_INPUTS = 64 << 20
 

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
+from kvmd.handles.bounds import Bounds, RunAs
 from kvmd.handles.indexes import Indexes, Kept
 from kvmd.handles.learning import learn
-from kvmd.handles.process import Bounds, RunAs, Worker
+from kvmd.handles.process import Worker
 from kvmd.images.base import Kind, Progress, unheard
 from kvmd.tasks import uncancelled
 from kvmd.worker.protocol import Opened, OpenFrame

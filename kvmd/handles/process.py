@@ -10,10 +10,11 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from contextlib import aclosing
+from typing import TypeAlias
 
-from kvmd import syscalls
 from kvmd.errors import AccessError, KvmError, Reason, error
+from kvmd.handles.bounds import Bounds, RunAs
 from kvmd.handles.indexes import Kept
 from kvmd.images.base import Progress, unheard
 from kvmd.worker.protocol import (
@@ -39,7 +40,6 @@ FindIndex: TypeAlias = "Callable[[str], Awaitable[Kept | None]]"
 
 LOG_CHUNK = 4096
 LOG_PAUSE = 0.05
-_CAN_BECOME = 1 << 6 | 1 << 7  # CAP_SETGID, CAP_SETUID
 _ANSWER = 1 << 20  # what a stream's pieces have: the fewer parts they come in, the less there is to do
 LONGEST_OPEN = 3600.0
 """How long an open may take, in seconds, if the worker goes on telling how far it has come."""
@@ -85,47 +85,6 @@ async def _spawn(arguments: Sequence[str]) -> tuple[asyncio.subprocess.Process, 
         ours.close()
         raise
     return process, ours
-
-
-class RunAs(NamedTuple):
-    """A user's rights: user id, group id, supplementary groups.
-
-    :ivar environments: whether the worker may open other users' environments too.
-    """
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-    environments: bool = False
-
-    def encode(self) -> str:
-        """As the worker's argument ``uid:gid:group,group[:environments]``."""
-        words = f"{self.uid}:{self.gid}:{','.join(map(str, self.groups))}"
-        return f"{words}:environments" if self.environments else words
-
-    @property
-    def possible(self) -> bool:
-        """Whether a worker of this daemon's can take these rights: any with CAP_SETUID, else the daemon's own.
-
-        Root may have those of the daemon's user: it can become that user without our help.
-        """
-        may_become = syscalls.capabilities()[0] & _CAN_BECOME == _CAN_BECOME
-        return may_become or self.uid in (0, os.geteuid())
-
-
-class Bounds(NamedTuple):
-    """What a worker may use.
-
-    :ivar memory: bytes of its own memory.
-    :ivar cpu: seconds of processor time, in all its life.
-    :ivar patience: how many seconds one step may take before the process is killed.
-    :ivar helpers: how many processes it may have beside its own, for long reads of packed dumps.
-    """
-
-    memory: int
-    cpu: int
-    patience: float
-    helpers: int = 0
 
 
 class Worker:
@@ -347,14 +306,33 @@ class Worker:
         self._exit.add_done_callback(lambda _: callback())
 
     async def call(self, method: str, request: bytes) -> bytes:
-        """A unary call: request message in, answer message out."""
+        """A unary call: request message in, answer message out, put together where it comes in pieces.
+
+        :raises KvmError: as the call does; WORKER_DIED for an answer without end.
+        """
         sent = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
-        _, payload = await asyncio.shield(sent)
-        return bytes(payload)
+        kind, payload = await asyncio.shield(sent)
+        if kind is not Kind.ITEM:
+            return bytes(payload)
+        whole = bytearray()
+        async with aclosing(self._pieces(sent)) as pieces:
+            async for piece in pieces:
+                whole += piece
+                if len(whole) > MOST_ANSWER[Kind.RESULT]:
+                    log.warning("worker %d is given up: an answer of %d bytes and more", self.pid, len(whole))
+                    self.kill(error(Reason.WORKER_DIED, "the image's worker process broke the rules and was ended"))
+                    raise self.why()
+        return bytes(whole)
 
     async def stream(self, method: str, request: bytes) -> AsyncGenerator[bytes, None]:
         """A streaming call. The worker makes the next message while the caller deals with this one."""
-        following = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
+        sent = await self._request(frame(Kind.CALL, method.encode() + b"\0" + request))
+        async with aclosing(self._pieces(sent)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces(self, following: Exchange) -> AsyncGenerator[bytes, None]:
+        """What a worker's answers hold, from the first on, as long as they are items."""
         try:
             while True:
                 kind, payload = await asyncio.shield(following)

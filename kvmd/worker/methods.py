@@ -1,7 +1,8 @@
 """What a worker answers: one function a call, from request bytes to answer bytes, over an image.
 
 A unary call returns its message; a streaming call yields messages, each of at most about 1 MiB, and
-yields at least every twentieth of a second, so that calls of other clients get their turn.
+yields at least every twentieth of a second, so that calls of other clients get their turn. A unary call that takes
+longer does the same: what it yields are pieces of its message, whose bytes one after the other are that message's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from itertools import chain
+from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -22,22 +24,36 @@ from kvmd.worker.protocol import encode_error
 
 BATCH_BYTES = 512 << 10
 BATCH_SECONDS = 0.05
+PIECE_BYTES = 4 << 20
 
 Record = TypeVar("Record", bound=Message)
+Answer: TypeAlias = bytes | Iterator[bytes]
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+def _batches(records: Iterable[Record], most: int = BATCH_BYTES) -> Iterator[list[Record]]:
     """Group records by size and time."""
     batch: list[Record] = []
     size, deadline = 0, time.monotonic() + BATCH_SECONDS
     for record in records:
         batch.append(record)
         size += record.ByteSize()
-        if size >= BATCH_BYTES or time.monotonic() >= deadline:
+        if size >= most or time.monotonic() >= deadline:
             yield batch
             batch, size, deadline = [], 0, time.monotonic() + BATCH_SECONDS
     if batch:
         yield batch
+
+
+def _in_pieces(message: Callable[[list[Record]], Message], records: Iterator[Record], count: int) -> Answer:
+    """A message of so many repeated records: whole if that is soon done, else in pieces.
+
+    A protobuf parser merges what it reads of one message, and of a repeated field that makes one list.
+    """
+    batches = _batches(records, PIECE_BYTES)
+    first = next(batches, [])
+    if len(first) == count:
+        return message(first).SerializeToString()
+    return (message(batch).SerializeToString() for batch in chain([first], batches))
 
 
 def nlist(image: Image, raw: bytes) -> bytes:
@@ -84,11 +100,11 @@ def _range(image: Image, item: memory_pb2.Range) -> memory_pb2.RangeResult:
         return memory_pb2.RangeResult(data=data, error=encode_error(failure))
 
 
-def read_v(image: Image, raw: bytes) -> bytes:
+def read_v(image: Image, raw: bytes) -> Answer:
     """Read many ranges."""
     request = memory_pb2.ReadVRequest.FromString(raw)
-    results = [packed(_range(image, item), request.zstd) for item in request.ranges]
-    return memory_pb2.ReadVResponse(results=results).SerializeToString()
+    results = (packed(_range(image, item), request.zstd) for item in request.ranges)
+    return _in_pieces(lambda found: memory_pb2.ReadVResponse(results=found), results, len(request.ranges))
 
 
 def walk_list(image: Image, raw: bytes) -> Iterator[bytes]:
@@ -100,7 +116,7 @@ def walk_list(image: Image, raw: bytes) -> Iterator[bytes]:
         yield batch_pb2.WalkListResponse(more=True).SerializeToString()
 
 
-def read_c_strings(image: Image, raw: bytes) -> bytes:
+def read_c_strings(image: Image, raw: bytes) -> Answer:
     """Read strings."""
     request = batch_pb2.ReadCStringsRequest.FromString(raw)
 
@@ -108,8 +124,8 @@ def read_c_strings(image: Image, raw: bytes) -> bytes:
         return image.read(address, length, request.space, request.pid)
 
     most = request.max_length or USUAL_LENGTH
-    strings = [c_string(read, address, most) for address in request.addresses]
-    return batch_pb2.ReadCStringsResponse(strings=strings).SerializeToString()
+    strings = (c_string(read, address, most) for address in request.addresses)
+    return _in_pieces(lambda found: batch_pb2.ReadCStringsResponse(strings=found), strings, len(request.addresses))
 
 
 def get_procs(image: Image, raw: bytes) -> Iterator[bytes]:

@@ -12,7 +12,7 @@ from kvmd import syscalls
 from kvmd.access.policy import Policy, Rule
 from kvmd.errors import AccessError
 from kvmd.front.peer import Certificate, Peer
-from kvmd.handles.process import RunAs
+from kvmd.handles.bounds import RunAs
 from kvmd.images.base import Kind
 from kvmd.sessions import PROCFS_ENVIRONMENTS, Rules, Sessions, _rights
 from kvmd.wanted import PROCFS, Wanted, understood

@@ -12,8 +12,8 @@ import pytest
 from btf import Builder
 from kvmd.errors import KvmError, Reason
 from kvmd.handles import learning
+from kvmd.handles.bounds import Bounds
 from kvmd.handles.learning import learn
-from kvmd.handles.process import Bounds
 from kvmd.images.linux.index import inputs, make
 from kvmd.images.linux.kallsyms import RawKallsyms
 

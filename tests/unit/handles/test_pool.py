@@ -13,9 +13,9 @@ import pytest
 from kvmd.access.limits import Quotas
 from kvmd.config import Limits
 from kvmd.errors import KvmError, Reason, error
+from kvmd.handles.bounds import Bounds
 from kvmd.handles.indexes import Indexes
 from kvmd.handles.pool import ImageFiles, Pool
-from kvmd.handles.process import Bounds
 from kvmd.images.base import Kind, Progress
 from kvmd.worker.protocol import Opened
 

@@ -14,7 +14,8 @@ import pytest
 
 from kvmd.errors import KvmError, Reason
 from kvmd.handles import process
-from kvmd.handles.process import Bounds, Worker
+from kvmd.handles.bounds import Bounds
+from kvmd.handles.process import Worker
 from kvmd.images.base import Kind
 from kvmd.worker.protocol import OpenFrame
 
@@ -155,6 +156,25 @@ async def test_drops_are_not_an_answer(start: Start) -> None:
     began = time.monotonic()
     assert await reason(worker.call("Read", b"")) is Reason.WORKER_HUNG
     assert time.monotonic() - began < 2
+
+
+PIECE = "receive()\nsend(ITEM, bytes(4) + {})\n"
+
+
+async def test_an_answer_in_pieces(start: Start) -> None:
+    """They are put together, and other calls get their turn in between."""
+    other = "assert receive()[1] == b'Other\\0'\nsend(RESULT, b'other')\n"
+    pieces = PIECE.format("b'one'") + other + PIECE.format("b'two'")
+    worker = await start(f"send(READY)\n{pieces}receive()\nsend(END)\ntime.sleep(60)")
+    long = asyncio.ensure_future(worker.call("ReadV", b""))
+    await asyncio.sleep(0)
+    assert await worker.call("Other", b"") == b"other"
+    assert await long == b"onetwo"
+
+
+async def test_pieces_without_end(start: Start) -> None:
+    worker = await start(f"send(READY)\nwhile True:\n    {PIECE.format('bytes(4 << 20)').replace(chr(10), '; ')}")
+    assert await reason(worker.call("ReadV", b"")) is Reason.WORKER_DIED
 
 
 @pytest.mark.parametrize("code", ["sys.exit(3)", "sock.sendall(os.urandom(4096))", "send(READY, b'\\xff')", "send(1)"])

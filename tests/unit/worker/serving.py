@@ -91,6 +91,10 @@ class Daemon:
     def call(self, method: str, request: object) -> tuple[Kind, bytes]:
         return self.ask(Kind.CALL, method.encode() + b"\0" + request.SerializeToString())
 
+    def open(self) -> tuple[Kind, bytes]:
+        with open("/dev/null", "rb") as core, open("/dev/zero", "rb") as exec_:
+            return self.ask(Kind.OPEN, FRAME.encode(), [core.fileno(), core.fileno(), exec_.fileno()])
+
     def close(self) -> None:
         self.sock.close()
         self.thread.join(20)

@@ -6,20 +6,22 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
+from google.protobuf.message import Message
 
 from kvmd.errors import Reason
 from kvmd.fast import ANSWER, HALF, ONE, PAGE, WINDOW, cache_size
 from kvmd.images.base import Kind as ImageKind
-from kvmd.v1 import image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2
 from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS
 from kvmd.worker.methods import METHODS
 from kvmd.worker.protocol import CURSOR, SIZE, Kind, decode_error
 from procs import eventually
 
-from .serving import LENGTH, Daemon, reason
+from .serving import LENGTH, Daemon, Memory, reason
 
 
 def test_open_hands_over_the_files_in_order(daemon: Daemon) -> None:
@@ -98,6 +100,47 @@ def test_batches_are_bounded(daemon: Daemon) -> None:
         pids += [each.pid for each in process_pb2.GetProcsResponse.FromString(item[CURSOR.size :]).processes]
         kind, item = daemon.ask(Kind.NEXT, item[: CURSOR.size])
     assert (kind, pids) == (Kind.END, list(range(1, 3001)))
+
+
+class Slow(Memory):
+    """Each read takes a hundredth of a second."""
+
+    def read(self, address: int, length: int, space: int, pid: int = 0) -> bytes:
+        time.sleep(0.01)
+        return super().read(address, length, space, pid)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "response"),
+    [
+        (
+            "ReadV",
+            memory_pb2.ReadVRequest(ranges=[memory_pb2.Range(address=at, length=3) for at in range(20)]),
+            memory_pb2.ReadVResponse,
+        ),
+        (
+            "ReadCStrings",
+            batch_pb2.ReadCStringsRequest(addresses=range(LENGTH, LENGTH + 20)),
+            batch_pb2.ReadCStringsResponse,
+        ),
+    ],
+)
+def test_a_long_answer_comes_in_pieces(method: str, request_: Message, response: type[Message]) -> None:
+    """So that others get their turn; put together they are what a short one is."""
+    slow, quick = Daemon(Slow), Daemon()
+    for running in (slow, quick):
+        running.open()
+    (kind, whole), pieces = quick.call(method, request_), []
+    assert kind is Kind.RESULT
+    kind, item = slow.call(method, request_)
+    while kind is Kind.ITEM:
+        pieces.append(item[CURSOR.size :])
+        kind, item = slow.ask(Kind.NEXT, item[: CURSOR.size])
+    assert kind is Kind.END
+    assert len(pieces) > 2
+    assert response.FromString(b"".join(pieces)) == response.FromString(whole)
+    slow.close()
+    quick.close()
 
 
 def test_what_came_before_an_error_is_sent(daemon: Daemon) -> None:
