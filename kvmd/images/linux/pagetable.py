@@ -62,6 +62,13 @@ class Paging(ABC):
         """The number of an address's entry in its table of a level."""
         return address >> self.shift(level) & self.count(level) - 1
 
+    def start(self, root: int) -> int:
+        """Where a top-level table begins, without flags: on a page, or by its own size, where it has less.
+
+        arm64's for 52 bits in pages of 16 KiB has 32 entries; processes' come from a cache (arch/arm64/mm/pgd.c).
+        """
+        return root & -min(self.page_size, 8 * self.count(self.levels))
+
     def present(self, level: int) -> tuple[int, int]:
         """Bits of an entry of a level, and what they are in one that the CPU follows."""
         return PRESENT, PRESENT
@@ -131,7 +138,7 @@ class PageTables:
 
         :raises KvmError: NOT_MAPPED for an address that is not canonical; why a table can't be read.
         """
-        plain, table = self.paging.canonical(address), root & -self.paging.page_size
+        plain, table = self.paging.canonical(address), self.paging.start(root)
         if plain is None:
             raise error(Reason.NOT_MAPPED, f"{address:#x} is no canonical address", address=address)
         top = self.paging.top(table, self._read)

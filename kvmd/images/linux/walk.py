@@ -41,7 +41,7 @@ class PageWalk:
     """
 
     def __init__(self, read: Callable[[int, int], bytes], root: int, paging: Paging) -> None:
-        self._read, self._root, self.paging = read, root & -paging.page_size, paging
+        self._read, self._root, self.paging = read, paging.start(root), paging
         self._kept = max(_ENTRIES // paging.entries, 1)
         self._patience = _PATIENCE * 4096 // paging.page_size
         self._tables: OrderedDict[tuple[int, int], Table] = OrderedDict()

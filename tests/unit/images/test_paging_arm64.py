@@ -19,6 +19,7 @@ from kvmd.images.linux.pagetable import PageTables, Paging
 from kvmd.images.linux.paging_arm64 import Arm64Paging, of_kernel
 from kvmd.images.linux.program import custom
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+from kvmd.images.linux.walk import PageWalk
 from kvmd.v1 import memory_pb2
 
 from .conftest import Opened, opened
@@ -311,3 +312,26 @@ def test_users_addresses_are_not_the_kernels(arm64: Opened, address: int) -> Non
 def test_paging_is_abstract() -> None:
     with pytest.raises(TypeError):
         Paging(12, 48)  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(("shift", "bits", "size"), [(14, 52, 256), (14, 48, 16), (12, 52, 128), (16, 48, 512)])
+def test_a_top_level_table_of_less_than_a_page_begins_anywhere_in_one(shift: int, bits: int, size: int) -> None:
+    """As those of processes: from a cache (arch/arm64/mm/pgd.c)."""
+    paging, ram = Arm64Paging(shift, bits, wide=bits == 52), Ram()
+    root, virtual = ROOT + 3 * size, 0x7F_DAC5_BFA3
+    table = root
+    for level in range(paging.levels, 0, -1):
+        below = ROOT + (paging.levels - level + 1 << 20)
+        ram.words[table + 8 * paging.index(virtual, level)] = below | (3 if level > 1 else 0x403)
+        table = below
+    tables = PageTables(ram.read, paging)
+    assert paging.start(root) == root
+    assert paging.start(root | 1) == root
+    assert tables.translate(root, virtual).physical == table + virtual % (1 << shift)
+    assert PageWalk(ram.read, root, paging)._root == root
+
+
+@pytest.mark.parametrize(("shift", "bits"), [(12, 48), (14, 47), (12, 39), (16, 52)])
+def test_others_begin_on_a_page(shift: int, bits: int) -> None:
+    paging = Arm64Paging(shift, bits)
+    assert paging.start(ROOT + 5) == paging.start(ROOT + (8 * paging.count(paging.levels) - 1)) == ROOT
