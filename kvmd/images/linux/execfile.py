@@ -42,6 +42,7 @@ class ExecFile:
             self._sections = elf.sections(self._source, head)
             self._check_kernel(info)
             self.symbols = symbols(self._source, self._sections, info.kaslr_offset or 0, head.order)
+            self._check_place(info)
             btf = next((s for s in self._sections if s.name == ".BTF"), None)
             self.btf = elf.content(self._source, btf) if btf else b""
         except KvmError as e:
@@ -65,6 +66,14 @@ class ExecFile:
             same = info.release in releases
         if not same:
             message = f"{self.file.name} belongs to another kernel than the image's {info.release}"
+            raise error(Reason.EXEC_FOREIGN, message, path=self.file.name, release=info.release)
+
+    def _check_place(self, info: VmcoreInfo) -> None:
+        """Where KASLR moved the kernel from may be wrong in a VMCOREINFO that was made anew."""
+        ours, theirs = self.symbols.get("_stext"), info.symbol("_stext")
+        if ours is not None and theirs is not None and ours.value != theirs:
+            message = f"{self.file.name} is linked elsewhere than the image's {info.release}: _stext is at {theirs:#x}"
+            message = f"{message} there, and would be at {ours.value:#x}"
             raise error(Reason.EXEC_FOREIGN, message, path=self.file.name, release=info.release)
 
     def _build_id(self) -> str:

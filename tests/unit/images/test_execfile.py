@@ -93,6 +93,17 @@ def opener(tmp_path: Path) -> Iterator[Opener]:
         os.close(fd)
 
 
+def test_a_kernel_that_is_linked_elsewhere_is_refused(opener: Opener) -> None:
+    """Its symbols would be off by the difference."""
+    stext = opener.image().symbols(["_stext"])[0].value - opener.image().kernel.info.kaslr_offset
+
+    def linked(at: int) -> bytes:
+        return vmlinux(opener.build_id, [("_stext", at, 0, 0x10, 1)])
+
+    assert opener.image(linked(stext)).symbols(["_stext"])[0].source == pb.SYMBOL_SOURCE_EXECFILE
+    assert opener.reason(linked(stext + (2 << 20))) is Reason.EXEC_FOREIGN
+
+
 def test_symbols_of_the_execfile_come_first(opener: Opener) -> None:
     image = opener.image(vmlinux(opener.build_id, SYMBOLS))
     kaslr = image.kernel.info.kaslr_offset
