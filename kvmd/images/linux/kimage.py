@@ -12,9 +12,9 @@ from functools import cached_property
 from itertools import islice
 
 from kvmd.errors import KvmError
-from kvmd.images.base import CHUNK
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.pagetable import WRITE
+from kvmd.images.linux.scan.search import search
 from kvmd.images.linux.walk import PageWalk
 
 _LARGEST = 1 << 29  # x86-64's KERNEL_IMAGE_SIZE is 1 GiB at most, 512 MiB without KASLR
@@ -50,20 +50,6 @@ class KernelImage:
             end = at + size
         return runs
 
-    @cached_property
-    def _held(self) -> list[range]:
-        """The parts of these that the image holds."""
-        held: list[range] = []
-        size = self._memory.walkable().paging.page_size
-        for at in (at for run in self.runs for at in run[::size]):
-            if not self._memory.holds(at - self._distance & _ALL):
-                continue
-            if held and held[-1].stop == at:
-                held[-1] = range(held[-1].start, at + size)
-            else:
-                held.append(range(at, at + size))
-        return held
-
     def holds(self, address: int, length: int = 1) -> bool:
         """Whether a range lies in the image whole."""
         return any(run.start <= address and address + length <= run.stop for run in self.runs)
@@ -89,21 +75,9 @@ class KernelImage:
 
     def find(self, wanted: bytes, align: int = 1) -> Iterator[int]:
         """Give the addresses at which bytes stand, ascending; pages that can't be read are passed over."""
-        for run in self._held:
-            kept = b""
-            for start in range(run.start, run.stop, CHUNK):
-                try:
-                    data = self._memory.kernel(start, min(CHUNK, run.stop - start))
-                except KvmError:  # a page that can't be decompressed
-                    kept = b""
-                    continue
-                base, text = start - len(kept), kept + data
-                place = text.find(wanted)
-                while place >= 0:
-                    if (base + place) % align == 0:
-                        yield base + place
-                    place = text.find(wanted, place + 1)
-                kept = text[len(text) - len(wanted) + 1 :]
+        size = self._memory.walkable().paging.page_size
+        places = (at for _, at in search(self._memory.attempt, self.runs, (wanted,), size))
+        return (at for at in places if at % align == 0)
 
 
 def image_of(memory: Memory, start: int | None) -> KernelImage | None:
