@@ -173,8 +173,10 @@ drgn's functions of `drgn.helpers.linux`, each called on a dump with no file bes
 kvmd finds inside it, and with arguments out of the dump (`tests/guest/samples.py`). "Works" means that nothing was
 raised, and of the Debian 6.1 dump that the result is what drgn gives with the DWARF vmlinux of the same build. "Lacks":
 the kernel has the variable, but its type is not known. "Absent": the kernel was built without it, or has no such member
-any more; drgn would not find it with DWARF either. "Not tried": nothing in these dumps is of the kind that the function
-takes.
+any more; drgn would not find it with DWARF either. Of 6.1.176-nodata and 6.1.0-56-cloud-arm64, which were built without
+CONFIG_KALLSYMS_ALL, it may also be a variable that kvmd does not find: their symbol tables have no data, and what is
+looked for, and how it is proved, is in `kvmd/images/linux/objects/`. "Not tried": nothing in these dumps is of the kind
+that the function takes.
 """
 
 

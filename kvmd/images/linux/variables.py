@@ -38,6 +38,16 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "__cpu_possible_mask": ("struct cpumask",),
     "__cpu_present_mask": ("struct cpumask",),
     "crash_notes": ("note_buf_t *",),
+    "lowcore_ptr": ("struct lowcore *[]",),
+    # Variables of each CPU, where BTF leaves those out, too (Debian's 5.10: pahole 1.17 and older).
+    "runqueues": ("struct rq",),
+    "call_single_queue": ("struct llist_head",),
+    "timer_bases": ("struct timer_base []",),
+    "hrtimer_bases": ("struct hrtimer_cpu_base",),
+    "vm_event_states": ("struct vm_event_state",),
+    "kernel_cpustat": ("struct kernel_cpustat",),
+    "tick_cpu_sched": ("struct tick_sched",),
+    "current_task": ("struct task_struct *",),
     "node_states": ("nodemask_t []",),
     "nr_node_ids": ("unsigned int",),
     # Memory management.

@@ -21,7 +21,13 @@ import helpers
 
 TRUTH: dict[str, tuple[str, Any]] = json.loads((DATA / "debian-6.1-panic" / "helpers.json").read_text())
 TABLE = (Path(__file__).parents[3] / "docs" / "drgn-helpers.md").read_text()
-DUMPS = ("debian-6.1-panic/vmcore.kdump", "qemu/vmcore.kdump")
+DUMPS = tuple(
+    f"{name}/vmcore.kdump"
+    for name in (
+        *("debian-6.1-panic", "qemu", "linux-5.10", "linux-5.15"),
+        *("arm64-6.1", "x86-no-data-symbols", "s390x-6.1"),
+    )
+)
 
 
 @pytest.fixture(scope="module", params=DUMPS)

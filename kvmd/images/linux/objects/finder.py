@@ -9,8 +9,9 @@ from typing import Any
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.kimage import KernelImage
 from kvmd.images.linux.objects import percpu
+from kvmd.images.linux.objects.kinds import Code, Derived, Object
 from kvmd.images.linux.objects.probe import Probe
-from kvmd.images.linux.objects.table import OBJECTS, Code, Derived, Object
+from kvmd.images.linux.objects.table import OBJECTS
 from kvmd.images.linux.refs import DECODERS
 from kvmd.images.linux.symbols import N_DATA, N_EXT, Found
 from kvmd.v1 import symbol_pb2
@@ -67,8 +68,10 @@ class Objects:
             return self._only(name, self._tables(), lambda at: bool(self._bases(at)), 8, by_code=True)
         known = OBJECTS.get(name)
         if known is not None:
-            by_code = isinstance(known.origin, Code)
-            return self._only(name, self._places(known), lambda at: known.check(self._probe, at), known.size, by_code)
+            places, by_code = self._places(known), isinstance(known.origin, Code)
+            if not places and known.untold is not None:
+                places, by_code = self._candidates(known.untold), True
+            return self._only(name, places, lambda at: known.check(self._probe, at), known.size, by_code)
         try:
             place = self._variables.get(name)
             if place is None:

@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from drgn import sizeof
+
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kimage import KernelImage
@@ -62,6 +64,20 @@ class Probe:
     def offset(self, tag: str, member: str) -> int:
         """Where a member lies."""
         return self._of(tag, member).offsets["it"]
+
+    def size(self, tag: str) -> int:
+        """How long a struct or another type is."""
+        try:
+            return int(sizeof(self.kernel.prog.type(tag)))
+        except LookupError as e:
+            raise error(Reason.NO_TYPES, f"the kernel has no {tag}") from e
+
+    def constant(self, name: str) -> int:
+        """The value of an enumerator."""
+        try:
+            return int(self.kernel.prog.constant(name))
+        except LookupError as e:
+            raise error(Reason.NO_TYPES, f"the kernel has no {name}") from e
 
     def has(self, tag: str) -> bool:
         """Whether the kernel has a type."""
