@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from drgn import Architecture, Program
@@ -31,8 +32,12 @@ from kvmd.images.base import File, Files
 from kvmd.images.linux.elfcore import ElfLayout
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.kimage import KernelImage
+from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.objects.table import OBJECTS
 from kvmd.images.linux.pagetable import WRITE
+from kvmd.images.linux.program import open_file
+from kvmd.images.linux.scan import recover, retrace
+from kvmd.images.linux.scan.search import search
 from kvmd.v1 import memory_pb2, process_pb2, stack_pb2
 
 PAGE = 4096
@@ -45,20 +50,20 @@ class Recorder:
 
     def __init__(self) -> None:
         self.pages: set[int] = set()
-        self._searching = False
+        self.searching = False
         read, find = ElfLayout.read, KernelImage.find
         recorder = self
 
         def noted(layout: ElfLayout, address: int, length: int, offset: int, physical: bool) -> bytes:
-            if not recorder._searching:
+            if not recorder.searching:
                 recorder.note(address, length)
             return read(layout, address, length, offset, physical)
 
         def quiet(image: KernelImage, wanted: bytes, align: int = 1) -> Iterator[int]:
             image.runs  # noqa: B018 - a cached property: the page tables are needed
-            recorder._searching = True
+            recorder.searching = True
             found = list(find(image, wanted, align))
-            recorder._searching = False
+            recorder.searching = False
             for at in found[:_FINDS]:
                 image._memory.kernel(at, len(wanted))
             return iter(found)
@@ -102,6 +107,24 @@ def exercise(image: LinuxImage) -> None:
             image.kernel.symbol(name)
 
 
+def untold(core: File, recorder: Recorder) -> None:
+    """Read what is needed without VMCOREINFO: what kvmd finds in memory, and what it needs to make it anew."""
+    layout = open_file(core).layout
+    read = partial(Memory(open_file(core).make(recover.NOTHING)).attempt, physical=True)
+    for _, place in search(read, layout.runs(), (b"OSRELEASE=", retrace.BUILD_ID_NOTE), PAGE):
+        recorder.note(place, PAGE)
+    ElfLayout._vmcoreinfo = staticmethod(lambda *_: b"")  # type: ignore[method-assign]
+    recover._notes = lambda *_: iter(())
+    image = LinuxImage(Files(core))
+    recorder.searching = True  # for tables of symbols, through all of the image
+    image.kernel.written("schedule")
+    recorder.searching = False
+    list(image.log())
+    for name in OBJECTS:
+        with suppress(KvmError):
+            image.kernel.symbol(name)
+
+
 def user_pages(image: LinuxImage, truth: dict[str, Any]) -> None:
     """Read the pages of processes that the truth tells of."""
     for page in truth["pages"]:
@@ -136,32 +159,33 @@ def _note(order: str, info: bytes) -> bytes:
 
 def write_kdump(layout: ElfLayout, info: bytes, pages: list[int], machine: str, out: str) -> None:
     """Write a KDUMP file, version 6, without compression; the VMCOREINFO is the dump's, or was found in it."""
-    last = max(end for _, end, _ in layout._ranges) // PAGE
-    held = {page for start, end, _ in layout._ranges for page in range(start // PAGE, end // PAGE)}
-    half = -(-last // (8 * PAGE)) * PAGE
+    size = layout.page_size
+    last = max(end for _, end, _ in layout._ranges) // size
+    held = {page for start, end, _ in layout._ranges for page in range(start // size, end // size)}
+    half = -(-last // (8 * size)) * size
     bitmaps = [bytearray(half), bytearray(half)]
     for bitmap, numbers in zip(bitmaps, (held, pages), strict=True):
         for page in numbers:
             bitmap[page // 8] |= 1 << page % 8
     notes = layout.notes if layout.vmcoreinfo else _note(layout.order, info) + layout.notes
-    sub_pages = 1 + -(-(len(info) + len(notes)) // PAGE)
+    sub_pages = 1 + -(-(len(info) + len(notes)) // size)
     names = b"".join(name.encode().ljust(65, b"\0") for name in ("Linux", "", "", "", machine, ""))
     order = layout.order
     head = struct.pack(order + "8si390s6x16x", b"KDUMP   ", 6, names)
-    head += struct.pack(order + "IiiIIIIIIi", 0, PAGE, sub_pages, 2 * half // PAGE, min(last, 2**32 - 1), 0, 0, 0, 0, 0)
-    at = 2 * PAGE
+    head += struct.pack(order + "IiiIIIIIIi", 0, size, sub_pages, 2 * half // size, min(last, 2**32 - 1), 0, 0, 0, 0, 0)
+    at = 2 * size
     sub = struct.pack(order + "Qii6Q", 0, 31, 0, 0, 0, at, len(info), at + len(info), len(notes))
     sub += struct.pack(order + "5Q", 0, 0, 0, 0, last)
-    table = (1 + sub_pages) * PAGE + 2 * half
+    table = (1 + sub_pages) * size + 2 * half
     data = table + 24 * len(pages)
     with open(out, "wb") as file:
-        file.write(head.ljust(PAGE, b"\0") + sub.ljust(PAGE, b"\0"))
-        file.write((info + notes).ljust((sub_pages - 1) * PAGE, b"\0"))
+        file.write(head.ljust(size, b"\0") + sub.ljust(size, b"\0"))
+        file.write((info + notes).ljust((sub_pages - 1) * size, b"\0"))
         file.write(bitmaps[0] + bitmaps[1])
         for index in range(len(pages)):
-            file.write(struct.pack(order + "QIIQ", data + index * PAGE, PAGE, 0, 0))
+            file.write(struct.pack(order + "QIIQ", data + index * size, size, 0, 0))
         for page in pages:
-            file.write(layout.read(page * PAGE, PAGE, 0, True))
+            file.write(layout.read(page * size, size, 0, True))
 
 
 def main() -> None:
@@ -182,7 +206,10 @@ def main() -> None:
         recorder.note(address, PAGE)
     layout = image.kernel.dump.layout
     assert isinstance(layout, ElfLayout)
-    kept = [page for page in sorted(recorder.pages) if layout.trouble(page * PAGE) is None]
+    untold(core, recorder)
+    size = layout.page_size
+    pages = sorted({page * PAGE // size for page in recorder.pages})
+    kept = [page for page in pages if layout.trouble(page * size) is None]
     write_kdump(layout, image.kernel.info.text, kept, truth["machine"], out)
 
 

@@ -265,6 +265,11 @@ class Btf:
             if number and _IS_NAMED[self._words[at + 1] >> 24 & 31] and self._words[at]:
                 yield self.string(self._words[at]).encode("utf-8", "replace"), number
 
+    def functions(self) -> Sequence[int]:
+        """The ids of this blob's functions, all of which the kernel's symbol table may name."""
+        words = self._words
+        return [n for n, at in enumerate(self._starts, self._first_id) if n and words[at + 1] >> 24 & 31 == Kind.FUNC]
+
     @property
     def starts(self) -> Sequence[int]:
         """Where each type begins; for an index."""

@@ -317,7 +317,7 @@ class Kernel:
 
     @cached_property
     def _by_scan(self) -> ByScan:
-        return ByScan(self.dump, self.memory)
+        return ByScan(self.dump, self.memory, lambda name: self.written(name) is not None)
 
     @cached_property
     def image(self) -> KernelImage | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -179,6 +180,8 @@ def _open_segments(layout: LimeLayout | RawLayout) -> Opened:
 
 
 def _by_segments(layout: ElfLayout | LimeLayout | RawLayout, architecture: Architecture, text: bytes) -> Dump:
+    layout = copy(layout)
+    layout.page_size = VmcoreInfo.parse(text).page_size  # which the file doesn't know if the text wasn't in it
     return custom(architecture, layout, layout.read, text)._replace(into=layout.read_into)
 
 

@@ -6,7 +6,10 @@ the image that nobody can write: what a process of that kernel made look like ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+
+from drgn import Program, TypeKind
 
 from kvmd.errors import KvmError, Reason
 from kvmd.images.linux.btf import Btf, BtfIndex
@@ -22,20 +25,24 @@ from kvmd.images.linux.scan.kallsyms import of_kernel
 from kvmd.images.linux.scan.tables import Tables
 from kvmd.images.linux.symbols import Kallsyms
 from kvmd.images.linux.types import Types
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 from kvmd.v1 import symbol_pb2
 
+_FUNCTIONS = 2048  # that are compared, or more than half as many
+_NAMED = 0.95  # of BTF's functions; others were freed after boot, or inlined here and not there (Debian's: 98.3 %)
 _SCAN = symbol_pb2.SYMBOL_SOURCE_SCAN
 
 
 class ByScan:
     """What is looked for in one kernel.
 
+    :param named: whether its symbol table has a function.
     :ivar tables: where the symbol tables are, if that is worth remembering.
     :ivar btf_at: where BTF is, likewise.
     """
 
-    def __init__(self, dump: Dump, memory: Memory) -> None:
-        self._dump, self._memory = dump, memory
+    def __init__(self, dump: Dump, memory: Memory, named: Callable[[str], bool]) -> None:
+        self._dump, self._memory, self._named = dump, memory, named
         self._stext = dump.vmcoreinfo.symbol("_stext") or 0
         self.tables: Tables | None = None
         self.btf_at: int | None = None
@@ -102,9 +109,21 @@ class ByScan:
         try:
             with guarded("BTF", Reason.CORRUPT_DATA):
                 types = Types(prog, Btf(data, index=known))
-                return None if differs(types, self._dump.vmcoreinfo, prog) else types
+                info = self._dump.vmcoreinfo
+                # A text that was made anew tells no sizes.
+                told = not differs(types, info, prog) if info.size("list_head") else self._agrees(types, info, prog)
+                return types if told else None
         except KvmError:
             return None
+
+    def _agrees(self, types: Types, info: VmcoreInfo, prog: Program) -> bool:
+        """Whether types have the functions that the kernel's symbol table has, and the struct that was found in it."""
+        functions = types.btf.functions()
+        some = functions[:: -(-len(functions) // _FUNCTIONS) or 1]
+        named = sum(self._named(types.btf.record(number).name) for number in some)
+        uts = types.find(prog, (TypeKind.STRUCT,), "uts_namespace", None)
+        same = uts is not None and uts.member("name").offset == info.offset("uts_namespace.name")
+        return same and len(some) > _FUNCTIONS // 2 and named > _NAMED * len(some)
 
     def _blob(self, address: int) -> bytes:
         """BTF that is as the kernel was built."""

@@ -30,11 +30,13 @@ class Symbols:
 
     :ivar names: each after its type's letter.
     :ivar tables: where they were found; None where the next dump of the build has other bytes.
+    :ivar place: an address that is theirs.
     """
 
     values: list[int]
     names: list[bytes]
     tables: Tables | None = field(default=None, compare=False)
+    place: int = field(default=0, compare=False)
 
     def address(self, name: bytes) -> int | None:
         """The first value of a global symbol, whatever kind it is."""
@@ -89,7 +91,7 @@ def parse(data: bytes, digits: int, address: int) -> Iterator[Symbols]:
     names = names_before(data, tokens)
     if names is not None:
         for found, words in values(data, address, names):
-            yield Symbols(found, names.names, tables_of(address, names, words))
+            yield Symbols(found, names.names, tables_of(address, names, words), address + names.tokens)
 
 
 def of_kernel(read: Read, stext: int, page: int) -> Symbols | None:

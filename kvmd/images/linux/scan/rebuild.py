@@ -21,7 +21,13 @@ _FRAME = ((1 << 52) - 1) & -_HUGE
 _FIELD = 65  # __NEW_UTS_LEN + 1
 _NOTES_MAX = 1 << 16
 _NT_GNU_BUILD_ID = 3
+_NEEDED = (b"linux_banner", b"_text", b"_stext", b"init_top_pgt", b"init_uts_ns")
 _SECTION_ROOTS = (2048, 131072)  # NR_SECTION_ROOTS with 4 and 5 levels, where struct mem_section has 16 bytes
+
+
+def told(symbols: Symbols) -> bool:
+    """Whether some symbols are of such a kernel."""
+    return all(symbols.address(name) is not None for name in _NEEDED)
 
 
 def texts(read: Read, symbols: Symbols, banners: Iterable[int]) -> Iterator[bytes]:
@@ -31,10 +37,7 @@ def texts(read: Read, symbols: Symbols, banners: Iterable[int]) -> Iterator[byte
     :param banners: physical addresses at which there is a banner, of this kernel or anyone.
     """
     symbols = _virtual(read, symbols)
-    banner = symbols.address(b"linux_banner")
-    wanted = {name: symbols.address(name) for name in (b"_text", b"_stext", b"init_top_pgt", b"init_uts_ns")}
-    if banner is None or None in wanted.values():
-        return
+    banner = symbols.address(b"linux_banner") or 0
     for place in banners:
         base = banner - place & _ALL
         if base % _HUGE == 0:

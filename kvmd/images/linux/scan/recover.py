@@ -17,7 +17,7 @@ from kvmd.images.base import File, Progress, Unpack, unheard
 from kvmd.images.linux.layout import DumpLayout
 from kvmd.images.linux.memory import Memory
 from kvmd.images.linux.program import Dump, open_file
-from kvmd.images.linux.scan import rebuild
+from kvmd.images.linux.scan import rebuild, retrace
 from kvmd.images.linux.scan.kallsyms import BANNER, candidates
 from kvmd.images.linux.scan.names import DIGITS
 from kvmd.images.linux.scan.search import PLACES, Read, at_most, search, window
@@ -97,7 +97,10 @@ def _rebuilt(read: Read, runs: list[range], places: list[int]) -> Iterator[bytes
     banners = sorted(at_most(_BANNERS, whole, "banners of kernels"))
     digits = (place for _, place in search(read, _near(runs, banners), (DIGITS,), _PAGE))
     for symbols in candidates(read, at_most(PLACES, digits, "digits in a row"), _PAGE):
-        yield from rebuild.texts(read, symbols, banners)
+        if rebuild.told(symbols):
+            yield from rebuild.texts(read, symbols, banners)
+        else:
+            yield from retrace.texts(read, _near(runs, [symbols.place]), symbols, banners)
 
 
 def _near(runs: list[range], banners: list[int]) -> Iterator[range]:

@@ -21,6 +21,7 @@ from kvmd.images.registry import open_image
 from kvmd.v1 import memory_pb2, process_pb2
 
 DUMPS = ["qemu/vmcore.kdump", "la57/vmcore.kdump", "linux-5.10/vmcore.kdump", "linux-5.15/vmcore.kdump"]
+NO_DATA = ["arm64-6.1/vmcore.kdump", "x86-no-data-symbols/vmcore.kdump"]
 PHYSICAL = memory_pb2.ADDRESS_SPACE_PHYSICAL
 CHUNK = 1 << 20
 
@@ -52,7 +53,7 @@ def facts(image: LinuxImage) -> dict[str, Any]:
     return found | {"tasks": tasks, "log": len(list(image.log())), "types": info.types}
 
 
-@pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.parametrize("name", DUMPS + NO_DATA)
 def test_the_kernels_own_text(opens: Opened, name: str) -> None:
     whole, image = opens(fixture(name).path), opens(unnoted(name))
     assert image.kernel.info.text.strip() == whole.kernel.info.text.strip()
@@ -92,7 +93,7 @@ def raw(name: str) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("name", ["hole/vmcore.kdump", "linux-5.10/vmcore.kdump"])
+@pytest.mark.parametrize("name", ["hole/vmcore.kdump", "linux-5.10/vmcore.kdump", "arm64-6.1/vmcore.kdump"])
 def test_lime(opens: Opened, name: str) -> None:
     whole, image = opens(fixture(name).path), opens(lime(name))
     assert image.info().format == "lime"
@@ -100,6 +101,15 @@ def test_lime(opens: Opened, name: str) -> None:
     with pytest.raises(KvmError) as caught:
         image.read(1 << 40, 1, PHYSICAL)
     assert caught.value.reason is Reason.BEYOND_DUMP
+
+
+@pytest.mark.parametrize("name", NO_DATA)
+def test_lime_of_kernels_that_tell_nothing(opens: Opened, name: str) -> None:
+    whole, image = opens(fixture(name).path), opens(lime(name).replace(b"OSRELEASE=", bytes(10)))
+    assert image.info().format == "lime"
+    assert image.info().symbols == "scan"
+    assert b"SIZE(page)" not in image.kernel.info.text
+    assert facts(image) == facts(whole)
 
 
 def test_raw(opens: Opened) -> None:
