@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20
 """The most bytes of memory in one answer."""
 
-Unpack = Callable[[int, int, Sequence[bytes]], bytes]
-"""Unpacks pages: from their codec, the size that each must have, and the packed pages; raises ValueError."""
+Unpack = Callable[[int, int, Sequence[bytes], memoryview], None]
+"""Unpacks pages: by their codec, the size that each must have, the packed pages, and a buffer for all of them.
+
+Raises ValueError; then anything may be in the buffer.
+"""
 
 Progress = Callable[[int, int], None]
 """Is told of much work: how much is done, and of how much, in bytes."""

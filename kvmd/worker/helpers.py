@@ -81,9 +81,9 @@ class Helper:
         self._asked = {number: (slot, None, size) for number, (slot, _, size) in self._asked.items()}
         return wanted
 
-    def collect(self) -> list[tuple[int, bytes | None]]:
-        """Take what it has done: pieces and their pages; None for those it can't unpack."""
-        done: list[tuple[int, bytes | None]] = []
+    def collect(self) -> list[tuple[int, memoryview | None]]:
+        """Take what it has done: pieces and their pages, until it is asked again; None for those it can't unpack."""
+        done: list[tuple[int, memoryview | None]] = []
         while self._asked:
             try:
                 answer = self._sock.recv(_ANSWER.size + 1)
@@ -98,7 +98,7 @@ class Helper:
             self._free.append(slot)
             if piece is not None:
                 _, at = _places(slot)
-                done.append((piece, bytes(self._window[at : at + size]) if length == size else None))
+                done.append((piece, self._window[at : at + size] if length == size else None))
         return done
 
 
@@ -147,12 +147,12 @@ def _answer(request: bytes, window: memoryview, unpack: Unpack) -> bytes:
     for (length,) in struct.iter_unpack("<I", request[_REQUEST.size :]):
         packed.append(bytes(window[at : at + length]))
         at += length
+    length = len(packed) * size
     try:
-        pages = unpack(codec, size, packed)
+        unpack(codec, size, packed, window[to : to + length])
     except ValueError:
         return _ANSWER.pack(number, 0)
-    window[to : to + len(pages)] = pages
-    return _ANSWER.pack(number, len(pages))
+    return _ANSWER.pack(number, length)
 
 
 def _places(slot: int) -> tuple[int, int]:

@@ -40,14 +40,16 @@ class PageReader:
         if len(table) < count * DESCRIPTOR:
             return False
         words = memoryview(table).cast("Q")
+        whole = into if not skip and len(into) == count * self._size else memoryview(bytearray(count * self._size))
         try:
-            pages = self._pages(words[::3].tolist(), words[1::3].tolist())
+            self._pages(words[::3].tolist(), words[1::3].tolist(), whole)
         except ValueError:
             return False
-        into[:] = memoryview(pages)[skip : skip + len(into)]
+        if whole is not into:
+            into[:] = whole[skip : skip + len(into)]
         return True
 
-    def _pages(self, offsets: list[int], words: list[int]) -> bytes:
+    def _pages(self, offsets: list[int], words: list[int], into: memoryview) -> None:
         """Pages by the first two words of their descriptors: the offset; size and flags. Raises ValueError."""
         kinds = {word >> 32 & MASK for word in words}
         sizes = [word & 0xFFFFFFFF for word in words]
@@ -55,14 +57,18 @@ class PageReader:
             raise ValueError("longer than a page")
         low, high = min(offsets), max(offsets) + self._size
         if len(kinds) > 1 or high - low > len(offsets) * self._size + _FAR:
-            return b"".join([self._page(*row) for row in zip(offsets, sizes, words, strict=True)])
+            for n, row in enumerate(zip(offsets, sizes, words, strict=True)):
+                into[n * self._size : (n + 1) * self._size] = self._page(*row)
+            return
         data = self._source.read(low, high - low)
         packed = [data[at - low : at - low + size] for at, size in zip(offsets, sizes, strict=True)]
-        return self._unpacked(kinds.pop(), self._size, packed)
+        self._unpacked(kinds.pop(), self._size, packed, into)
 
     def _page(self, offset: int, size: int, word: int) -> bytes:
         """A page that isn't beside others, or not packed as they are; the next may be the same."""
         row = offset, word
         if row != self._last[0]:
-            self._last = row, unpack(word >> 32 & MASK, self._size, [self._source.read(offset, size)])
+            page = bytearray(self._size)
+            unpack(word >> 32 & MASK, self._size, [self._source.read(offset, size)], memoryview(page))
+            self._last = row, bytes(page)
         return self._last[1]

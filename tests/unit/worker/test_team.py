@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from kvmd.images.base import Unpack
 from kvmd.images.linux.kdumpcodecs import unpack
 from kvmd.worker import helpers, sandbox
 from kvmd.worker.helpers import PIECE, Seat
@@ -29,13 +30,21 @@ PACKED = [zlib.compress(page, 1) for page in PAGES]
 Answer = Callable[[bytes, memoryview], bytes | None]
 
 
-def not_here(_codec: int, _size: int, packed: Sequence[bytes]) -> bytes:
+def not_here(_codec: int, _size: int, packed: Sequence[bytes], into: memoryview) -> None:
     """What the worker itself unpacks, so that a test can tell: the same pages, in other letters."""
-    return unpack(ZLIB, PAGE, packed).swapcase()
+    unpack(ZLIB, PAGE, packed, into)
+    into[:] = bytes(into).swapcase()
+
+
+def taken(unpacked: Unpack, packed: Sequence[bytes] = PACKED, size: int = PAGE) -> bytes:
+    """Pages as they are unpacked, into a buffer that had something else in it."""
+    into = bytearray(b"\xa5" * (len(packed) * size))
+    unpacked(ZLIB, size, packed, memoryview(into))
+    return bytes(into)
 
 
 @contextmanager
-def working(number: int, work: Callable[[int, int, Sequence[bytes]], bytes] = unpack) -> Iterator[list[int]]:
+def working(number: int, work: Unpack = unpack) -> Iterator[list[int]]:
     """Processes that help, and their ids, which are as their seats."""
     with pytest.MonkeyPatch.context() as patched:
         # All of a sandbox that matters here: to have no other's end of a socket.
@@ -66,7 +75,7 @@ def working(number: int, work: Callable[[int, int, Sequence[bytes]], bytes] = un
 made: list[Seat] = []
 
 
-def team(here: Callable[[int, int, Sequence[bytes]], bytes] = unpack) -> Team:
+def team(here: Unpack = unpack) -> Team:
     return Team(here, [seat.helper for seat in made])
 
 
@@ -76,20 +85,20 @@ def test_all_pages_in_their_order(number: int, count: int) -> None:
     with working(number):
         unpacked = team().take()
         for _ in range(5):
-            assert unpacked(ZLIB, PAGE, PACKED[:count]) == b"".join(PAGES[:count])
+            assert taken(unpacked, PACKED[:count]) == b"".join(PAGES[:count])
 
 
 def test_helpers_do_some_of_it() -> None:
     """Not less than nothing: how much depends on how many processors are free."""
 
-    def slow(codec: int, size: int, packed: Sequence[bytes]) -> bytes:
+    def slow(codec: int, size: int, packed: Sequence[bytes], into: memoryview) -> None:
         threading.Event().wait(0.02)
-        return not_here(codec, size, packed)
+        not_here(codec, size, packed, into)
 
     with working(2):
         unpacked = team(slow).take()
-        assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES).swapcase()  # alone first, to compare
-        pages = unpacked(ZLIB, PAGE, PACKED)
+        assert taken(unpacked) == b"".join(PAGES).swapcase()  # alone first, to compare
+        pages = taken(unpacked)
     theirs = [n for n, page in enumerate(PAGES) if pages[n * PAGE : (n + 1) * PAGE] == page]
     rest = [n for n, page in enumerate(PAGES) if pages[n * PAGE : (n + 1) * PAGE] == page.swapcase()]
     assert sorted(theirs + rest) == list(range(200))
@@ -104,20 +113,20 @@ def test_pages_that_cannot_be_unpacked(bad: bytes) -> None:
         for at in (0, 20, 100, 199):
             packed = [*PACKED[:at], bad, *PACKED[at + 1 :]]
             with pytest.raises(ValueError):  # noqa: PT011 - any
-                unpacked(ZLIB, PAGE, packed)
-            assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+                taken(unpacked, packed)
+            assert taken(unpacked) == b"".join(PAGES)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_helper_is_lost(how: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with working(2) as pids:
         unpacked = team().take()
-        assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+        assert taken(unpacked) == b"".join(PAGES)
         for pid in pids:
             killer = threading.Timer(0.002, os.kill, (pid, how))
             killer.start()
             for _ in range(20):
-                assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+                assert taken(unpacked) == b"".join(PAGES)
             killer.join()
     assert capfd.readouterr().err.count("goes on without a helper") == (2 if how is signal.SIGKILL else 0)
 
@@ -134,23 +143,23 @@ def test_who_is_slower_is_tried_now_and_then() -> None:
     with taken_over(late):
         unpacked = team().take()
         for _ in range(64):
-            assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+            assert taken(unpacked) == b"".join(PAGES)
         assert 1 <= len(asked) <= 64 // 4
 
 
 def test_who_is_quicker_is_asked() -> None:
     calls = 0
 
-    def counted(codec: int, size: int, packed: Sequence[bytes]) -> bytes:
+    def counted(codec: int, size: int, packed: Sequence[bytes], into: memoryview) -> None:
         nonlocal calls
         calls += 1
         threading.Event().wait(0.01 * len(packed) / 16)
-        return unpack(codec, size, packed)
+        unpack(codec, size, packed, into)
 
     with working(3):
         unpacked = team(counted).take()
         for _ in range(8):
-            assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+            assert taken(unpacked) == b"".join(PAGES)
     # Alone it would be one call for each run; together some pieces are unpacked here, and not all of 13.
     assert 8 < calls < 8 * 10
 
@@ -160,7 +169,7 @@ def test_no_team_is_needed(capfd: pytest.CaptureFixture[str]) -> None:
         alone = team()
         assert not alone.wanted
         alone.close()
-        assert alone.take()(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+        assert taken(alone.take()) == b"".join(PAGES)
         assert alone.wanted
         assert os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT) is not None
     assert not capfd.readouterr().err
@@ -198,7 +207,7 @@ def test_whatever_it_says(capfd: pytest.CaptureFixture[str], said: bytes) -> Non
     with taken_over(lambda _request, _window: said):
         unpacked = team().take()
         for _ in range(3):
-            assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+            assert taken(unpacked) == b"".join(PAGES)
 
 
 @pytest.mark.parametrize("length", [0, 1, PIECE - 1, PIECE + 1, 1 << 31])
@@ -210,14 +219,14 @@ def test_another_length(length: int) -> None:
         return struct.pack("<II", struct.unpack_from("<I", request)[0], length)
 
     with taken_over(lies):
-        assert team().take()(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+        assert taken(team().take()) == b"".join(PAGES)
 
 
 def test_an_answer_to_what_was_not_asked(capfd: pytest.CaptureFixture[str]) -> None:
     with taken_over(lambda request, _window: struct.pack("<II", struct.unpack_from("<I", request)[0] + 7, PIECE)):
         unpacked = team().take()
         for _ in range(4):
-            assert unpacked(ZLIB, PAGE, PACKED) == b"".join(PAGES)
+            assert taken(unpacked) == b"".join(PAGES)
     assert "what it was not asked" in capfd.readouterr().err
 
 
@@ -225,7 +234,7 @@ def test_an_answer_to_what_was_not_asked(capfd: pytest.CaptureFixture[str]) -> N
 def test_large_pages(size: int) -> None:
     pages = [random.Random(n).randbytes(900) + bytes(size - 900) for n in range(40)]
     with working(1):
-        assert team().take()(ZLIB, size, [zlib.compress(page) for page in pages]) == b"".join(pages)
+        assert taken(team().take(), [zlib.compress(page) for page in pages], size) == b"".join(pages)
 
 
 def test_pages_that_are_larger_when_packed_fit() -> None:
@@ -234,4 +243,4 @@ def test_pages_that_are_larger_when_packed_fit() -> None:
     with working(1):
         packed = [zlib.compress(page, 0) for page in pages]
         assert {len(each) for each in packed} == {PAGE - 9}
-        assert team().take()(ZLIB, PAGE - 20, packed) == b"".join(pages)
+        assert taken(team().take(), packed, PAGE - 20) == b"".join(pages)
