@@ -6,6 +6,7 @@ drgn does the reading. Only after it faulted are the page tables walked here, to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from drgn import Architecture, FaultError
@@ -92,7 +93,7 @@ class Memory:
         return words(self.kernel(address, 8 * count), self.order)
 
     def kernel_into(self, address: int, into: memoryview) -> bool:
-        """Fill a buffer with kernel virtual memory, if it is mapped by pages that are large to it.
+        """Fill a buffer with kernel virtual memory, if it is mapped by pages, or runs of them, that are large to it.
 
         drgn would ask for the same bytes through a call back into Python, and copy them twice more.
 
@@ -110,12 +111,25 @@ class Memory:
         return self._into is not None
 
     def _near(self, address: int) -> tuple[int, int]:
-        """Where an address lies, and how many bytes follow: mostly in the same large page as the last one."""
+        """Where an address lies, and how many bytes follow: mostly in the same run of pages as the last one."""
         start, end, physical = self._large
         if not start <= address < end:
-            place = self.translate(address)
-            start, end, physical = self._large = address, address + place.length, place.physical
+            start, end, physical = self._large = address, *self._run(address)
         return physical + address - start, end - address
+
+    def _run(self, address: int) -> tuple[int, int]:
+        """Where the page of an address ends, or those of its last table that follow it in both memories; and where
+        the address lies."""
+        place = self.translate(address)
+        if place.length > self._page:
+            return address + place.length, place.physical
+        tables, wanted = self.walkable(), place.physical & -self._page
+        end = address & -self._page
+        for _, _, frame in islice(self.leaves(end), tables.paging.count(1) - tables.paging.index(end, 1)):
+            if frame != wanted:
+                break
+            end, wanted = end + self._page, wanted + self._page
+        return max(end, address + place.length), place.physical
 
     def physical_into(self, address: int, into: memoryview) -> bool:
         """The same with physical memory."""
