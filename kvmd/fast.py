@@ -3,7 +3,7 @@
 A request is a header, :data:`REQUEST`, and the ranges to read, each a :data:`RANGE`; their lengths add up to at most
 :data:`HALF`. An answer is a header, :data:`ANSWER`, the indexes (u32) of the ranges that were not read, and the bytes
 of all others, in order; more than :data:`INLINE` of them lie at the beginning of the half of the window that the
-request named. Why a range was not read isn't said here: the client asks the daemon for it, whose errors are the only
+request named, or, if the client has said that it has the page cache (:data:`CACHED`), in that. Why a range was not read isn't said here: the client asks the daemon for it, whose errors are the only
 ones there are. All numbers are little-endian; answers may come in another order than requests.
 
 The window and the page cache are memfds which no client can write (F_SEAL_FUTURE_WRITE). The cache of a dump is
@@ -37,14 +37,16 @@ WINDOW = NOTES + PAGE
 MOST_RANGES = 8192
 
 REQUEST = struct.Struct("<IBBHi")
-"""Number, address space, half of the window, 0, process id."""
+"""Number, address space, half of the window, 0 or :data:`CACHED`, process id."""
+CACHED = 1
+"""That what is read may be left in the page cache, where the client looks before it asks again without this."""
 RANGE = struct.Struct("<QI")
 """Address, length."""
 ONE = struct.Struct("<IBBHiQI")
 """A request of one range."""
 ANSWER = struct.Struct("<IIII")
 """The request's number, how many ranges were not read, how many bytes were; and one more than the slot of the page
-that was read from if it was a single one, else 0."""
+that was read from if it was a single one, 1 if all of more than :data:`INLINE` bytes is in the page cache, else 0."""
 MOST_REQUEST = REQUEST.size + MOST_RANGES * RANGE.size
 MOST_ANSWER = ANSWER.size + 4 * MOST_RANGES + INLINE
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from array import array
+from collections.abc import Iterator
 
 from kvmd import fast
 from kvmd.fast import PAGE, WAYS
@@ -89,25 +90,63 @@ class PageCache:
         first, count = -(-address // PAGE), len(data) // PAGE
         if not first:
             first, count, data = first + 1, count - 1, data[PAGE:]
-        if count > 1 and self._fill_at_once(first, count, data):
-            return
-        for n in range(count):
-            if first + n not in self._at:
-                self.put(first + n, data[n * PAGE : (n + 1) * PAGE])
+        for page, size in self.missing(first, count):
+            at = (page - first) * PAGE
+            if size > 1 and (slot := self.room(page, size)) is not None:
+                self.run(slot, size)[:] = data[at : at + size * PAGE]
+                self.filled(page, slot, size)
+            else:
+                for n in range(size):
+                    self.put(page + n, data[at + n * PAGE : at + (n + 1) * PAGE])
 
-    def _fill_at_once(self, page: int, count: int, data: memoryview) -> bool:
-        """Take in a run of pages whose first slots are one piece, free, and never were filled, if that is so."""
-        slot, last = (fast.places(each, self._slots)[0] for each in (page, page + count - 1))
-        if last != slot + count - 1 or any(self._filled[slot : slot + count]):
-            return False
-        pages = range(page, page + count)
-        if not self._at.keys().isdisjoint(pages):
-            return False
-        with contextlib.suppress(OSError):  # new memory comes cheaper at once than page by page
-            self._memory.madvise(_MADV_POPULATE_WRITE, self._slots * 8 + slot * PAGE, count * PAGE)
-        self._pages[slot * PAGE : (slot + count) * PAGE] = data[: count * PAGE]
-        self._tags[slot : slot + count] = array("Q", fast.first_tags(page, count))
+    def missing(self, page: int, count: int) -> Iterator[tuple[int, int]]:
+        """Those of so many pages, from one on, that are not here: runs of them, each by its first and their number."""
+        here, end = self._at, page + count
+        while page < end:
+            start = page
+            while page < end and page not in here:
+                page += 1
+            if page > start:
+                yield start, page - start
+            while page < end and page in here:
+                page += 1
+
+    def room(self, page: int, count: int) -> int | None:
+        """Make room for a run of pages that aren't here, to be filled (:meth:`run`, :meth:`filled`) before all else.
+
+        :returns: the first of slots that follow one another; None if those of the pages don't.
+        """
+        places = fast.places(page, self._slots)
+        if fast.places(page + count - 1, self._slots)[0] != places[0] + count - 1:
+            return None
+        found = [place & self._slots - 1 for place in places]
+        found = [place for place in found if place + count <= self._slots]
+        slot = next((place for place in found if not any(self._held[place : place + count])), None)
+        if slot is None and found:
+            self._turn += 1
+            slot = found[self._turn % len(found)]
+            self._give_up(slot, count)
+        if slot is not None and not all(self._filled[slot : slot + count]):
+            with contextlib.suppress(OSError):  # new memory comes cheaper at once than page by page
+                self._memory.madvise(_MADV_POPULATE_WRITE, self._slots * 8 + slot * PAGE, count * PAGE)
+        return slot
+
+    def _give_up(self, slot: int, count: int) -> None:
+        none = array("Q", bytes(8 * count))
+        self._tags[slot : slot + count] = none
+        for page in filter(None, self._held[slot : slot + count]):
+            del self._at[page]
+        self._held[slot : slot + count] = none
+
+    def run(self, slot: int, count: int) -> memoryview:
+        """The memory of so many slots."""
+        return self._pages[slot * PAGE : (slot + count) * PAGE]
+
+    def filled(self, page: int, slot: int, count: int) -> None:
+        """Let everybody see a run of pages for which there was :meth:`room`."""
+        pages, before = range(page, page + count), self._filled[slot : slot + count]
+        tags = map(fast.tag, pages, before) if any(before) else fast.first_tags(page, count)
+        self._tags[slot : slot + count] = array("Q", tags)
         self._held[slot : slot + count] = array("Q", pages)
-        self._filled[slot : slot + count] = array("I", b"\1\0\0\0" * count)
+        self._filled[slot : slot + count] = array("I", [each + 1 for each in before])
         self._at.update(zip(pages, range(slot, slot + count), strict=True))
-        return True

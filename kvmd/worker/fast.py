@@ -11,11 +11,11 @@ import socket
 import struct
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import cast
 
 from kvmd.errors import KvmError
-from kvmd.fast import ANSWER, COUNTS, HALF, INLINE, MOST_REQUEST, NOTES, PAGE, RANGE, REQUEST, WINDOW
+from kvmd.fast import ANSWER, CACHED, COUNTS, HALF, INLINE, MOST_REQUEST, NOTES, PAGE, RANGE, REQUEST, WINDOW
 from kvmd.images.base import Image
 from kvmd.v1 import memory_pb2
 from kvmd.worker.cache import PageCache
@@ -81,6 +81,24 @@ class Reader:
             self.cache.fill(address, into)
         return 0
 
+    def keep(self, address: int, length: int) -> bool:
+        """Read kernel memory into the page cache.
+
+        :returns: whether it is there now; if not, :meth:`fill` may do it.
+        :raises KvmError: the same.
+        """
+        first, cache = address >> 12, self.cache
+        if cache is None or not 0 < first or address + length > 1 << 64:
+            return False
+        for page, count in cache.missing(first, (address + length + PAGE - 1 >> 12) - first):
+            if (slot := cache.room(page, count)) is None:
+                return False
+            into = cache.run(slot, count)
+            if not self._image.read_into(page * PAGE, into, memory_pb2.ADDRESS_SPACE_KERNEL):
+                into[:] = self._image.read(page * PAGE, count * PAGE, memory_pb2.ADDRESS_SPACE_KERNEL)
+            cache.filled(page, slot, count)
+        return True
+
 
 class Client:
     """One client: its socket, which this owns, and its window.
@@ -115,13 +133,17 @@ class Client:
             return None
 
     def _work(  # noqa: PLR0913, PLR0917 - what a request is
-        self, reader: Reader, number: int, half: int, ranges: list[tuple[int, int]], space: int, pid: int
+        self, reader: Reader, number: int, half: int, flags: int, ranges: list[tuple[int, int]], space: int, pid: int
     ) -> Iterator[None]:
         """Read, and answer.
 
         :raises OSError: the client has gone, or doesn't take its answers.
         """
         total, size, slot, step = sum(length for _, length in ranges), 0, 0, 0
+        if flags & CACHED and total > INLINE and len(ranges) == 1 and space in _KERNEL:
+            if (yield from _kept(reader, *ranges[0])):
+                self._answer(ANSWER.pack(number, 0, total, 1), total)
+                return
         # What is too long for a message goes where it belongs at once.
         whole = self._window[half * HALF :] if total > INLINE else memoryview(bytearray(total))
         failed: list[int] = []
@@ -139,17 +161,16 @@ class Client:
                     yield
             else:
                 size += length
-        self._count(size)
-        head = ANSWER.pack(number, len(failed), size, slot if len(ranges) == 1 else 0)
-        answer = head + struct.pack(f"<{len(failed)}I", *failed) + (whole[:size] if size <= INLINE else b"")
-        if self._sock.send(answer) != len(answer):
-            raise BlockingIOError
+        head = ANSWER.pack(number, len(failed), size, slot if len(ranges) == 1 and size <= PAGE else 0)
+        self._answer(head + struct.pack(f"<{len(failed)}I", *failed) + (whole[:size] if size <= INLINE else b""), size)
 
-    def _count(self, size: int) -> None:
-        """Put on view for the daemon, which can't see what goes by here."""
+    def _answer(self, answer: bytes, size: int) -> None:
+        """Send an answer, and put it on view for the daemon, which can't see what goes by here."""
         self._requests += 1
         self._bytes += size
         COUNTS.pack_into(self._window, NOTES, self._requests, self._bytes)
+        if self._sock.send(answer) != len(answer):
+            raise BlockingIOError
 
 
 def _pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
@@ -161,6 +182,18 @@ def _pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
         at += count
         if at >= length:
             return
+
+
+def _kept(reader: Reader, address: int, length: int) -> Generator[None, None, bool]:
+    """Read kernel memory into the page cache, a step at a time; answers whether all of it is there."""
+    for at, count in _pieces(address, length):
+        yield  # small requests go first
+        try:
+            if not reader.keep(address + at, count):
+                return False
+        except KvmError:
+            return False
+    return True
 
 
 def _tried(reader: Reader, address: int, into: memoryview, space: int, pid: int) -> int | None:
@@ -179,7 +212,7 @@ def _tried(reader: Reader, address: int, into: memoryview, space: int, pid: int)
         return None
 
 
-def _understood(request: memoryview) -> tuple[int, int, list[tuple[int, int]], int, int]:
+def _understood(request: memoryview) -> tuple[int, int, int, list[tuple[int, int]], int, int]:
     """Take a request apart.
 
     :raises RequestError: it is none.
@@ -187,13 +220,13 @@ def _understood(request: memoryview) -> tuple[int, int, list[tuple[int, int]], i
     rest = len(request) - REQUEST.size
     if rest <= 0 or rest % RANGE.size or len(request) > MOST_REQUEST:
         raise RequestError("length")
-    number, space, half, zero, pid = REQUEST.unpack_from(request)
-    if space >= _SPACES or half > 1 or zero:
+    number, space, half, flags, pid = REQUEST.unpack_from(request)
+    if space >= _SPACES or half > 1 or flags > CACHED:
         raise RequestError("header")
     ranges = [RANGE.unpack_from(request, REQUEST.size)] if rest == RANGE.size else _ranges(request)
     if sum(length for _, length in ranges) > HALF:
         raise RequestError("size")
-    return number, half, ranges, space, pid
+    return number, half, flags, ranges, space, pid
 
 
 def _ranges(request: memoryview) -> list[tuple[int, int]]:

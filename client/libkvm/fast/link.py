@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvmd.fast import ANSWER, ENDED, HALF, INLINE, MOST_ANSWER, ONE, RANGE, REQUEST, WINDOW
+from kvmd.fast import ANSWER, CACHED, ENDED, HALF, INLINE, MOST_ANSWER, ONE, RANGE, REQUEST, WINDOW
 from kvmd.v1 import memory_pb2
 from libkvm.fast.pages import Pages
 
@@ -245,8 +245,10 @@ class Link:
         return pages.read(address, length) if pages is not None else None
 
     @contextlib.contextmanager
-    def _large(self, address: int, length: int, space: int, pid: int, timeout: float) -> Iterator[memoryview | None]:
-        """Read into the window, and lend it out until the copy is made."""
+    def _large(
+        self, address: int, length: int, space: int, pid: int, timeout: float
+    ) -> Iterator[memoryview | bytes | None]:
+        """Have the worker read, and take it from the page cache; or lend the window out until the copy is made."""
         what = (address, length, space, pid)
         with self._turn(timeout):
             asked, early = self._ahead, self._early
@@ -255,21 +257,30 @@ class Link:
                 asked, early = self._ask(0, *what), None
             if self._end == (address, space, pid):  # one after the other: have the next read meanwhile
                 self._ahead = self._ask(1 - asked.half, address + length, length, space, pid)
-            answer = early or self._answer(asked.number)
-            _, failed, size, _ = ANSWER.unpack_from(answer)
-            if failed:
-                yield None
+            failed, cached = self._read_answer(early or self._answer(asked.number), length)
+            if not failed:
+                self._end = (address + length, space, pid)
+            if cached and (data := self._kept(address, length, space)) is not None:
+                yield data
                 return
-            if size != length:
-                raise BrokenLinkError
-            self._end = (address + length, space, pid)
-            at = asked.half * HALF
-            yield self._window[at : at + length]
+            if cached:  # it isn't any more
+                asked = self._ask(asked.half, *what, flags=0)
+                failed, _ = self._read_answer(self._answer(asked.number), length)
+            yield None if failed else self._window[asked.half * HALF :][:length]
 
-    def _ask(self, half: int, address: int, length: int, space: int, pid: int) -> _Ahead:
+    @staticmethod
+    def _read_answer(answer: bytes, length: int) -> tuple[bool, bool]:
+        """What the answer to a large read says: whether it failed, and whether it is in the page cache."""
+        _, failed, size, cached = ANSWER.unpack_from(answer)
+        if not failed and size != length:
+            raise BrokenLinkError
+        return bool(failed), not failed and bool(cached)
+
+    def _ask(self, half: int, address: int, length: int, space: int, pid: int, flags: int = CACHED) -> _Ahead:  # noqa: PLR0913, PLR0917 - what a request is
         self._settle(half)
         number = self._next()
-        self._send(ONE.pack(number, space, half, 0, pid, address & 2**64 - 1, length), half)
+        flags = flags if self.pages is not None and space in _KERNEL else 0
+        self._send(ONE.pack(number, space, half, flags, pid, address & 2**64 - 1, length), half)
         return _Ahead((address, length, space, pid), number, half)
 
     def readv(self, ranges: Sequence[tuple[int, int]], space: int, pid: int, timeout: float) -> list[bytes | None]:

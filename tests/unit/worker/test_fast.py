@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kvmd import fast
 from kvmd.errors import Reason, error
-from kvmd.fast import ANSWER, COUNTS, HALF, INLINE, MOST_RANGES, MOST_REQUEST, ONE, PAGE, RANGE, REQUEST, WINDOW
+from kvmd.fast import ANSWER, CACHED, COUNTS, HALF, INLINE, MOST_RANGES, MOST_REQUEST, ONE, PAGE, RANGE, REQUEST, WINDOW
 from kvmd.v1 import memory_pb2
 from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
@@ -214,7 +214,7 @@ HOSTILE = {
     "a range and a half": ONE.pack(1, KERNEL, 0, 0, 0, BASE, 8) + b"x",
     "no such space": ONE.pack(1, 4, 0, 0, 0, BASE, 8),
     "no such half": ONE.pack(1, KERNEL, 2, 0, 0, BASE, 8),
-    "not zero": ONE.pack(1, KERNEL, 0, 1, 0, BASE, 8),
+    "no such flag": ONE.pack(1, KERNEL, 0, CACHED + 1, 0, BASE, 8),
     "too long": ONE.pack(1, KERNEL, 0, 0, 0, BASE, HALF + 1),
     "longest": ONE.pack(1, KERNEL, 0, 0, 0, BASE, (1 << 32) - 1),
     "too long together": REQUEST.pack(1, KERNEL, 0, 0, 0) + RANGE.pack(BASE, HALF // 2 + 1) * 2,
