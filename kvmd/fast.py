@@ -3,8 +3,9 @@
 A request is a header, :data:`REQUEST`, and the ranges to read, each a :data:`RANGE`; their lengths add up to at most
 :data:`HALF`. An answer is a header, :data:`ANSWER`, the indexes (u32) of the ranges that were not read, and the bytes
 of all others, in order; more than :data:`INLINE` of them lie at the beginning of the half of the window that the
-request named, or, if the client has said that it has the page cache (:data:`CACHED`), in that. Why a range was not read isn't said here: the client asks the daemon for it, whose errors are the only
-ones there are. All numbers are little-endian; answers may come in another order than requests.
+request named, or in the page cache if the request said that the client looks there (:data:`CACHED`). Why a range was
+not read isn't said here: the client asks the daemon for it, whose errors are the only ones there are. All numbers are
+little-endian; answers may come in another order than requests.
 
 The window and the page cache are memfds which no client can write (F_SEAL_FUTURE_WRITE). The cache of a dump is
 ``slots`` tags (u64), then as many pages. A page of kernel virtual memory may be in any of :data:`WAYS` slots

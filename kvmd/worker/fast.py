@@ -10,6 +10,7 @@ import mmap
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Generator, Iterator
 from typing import cast
@@ -23,6 +24,8 @@ from kvmd.worker.cache import PageCache
 _KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
 STEP = 256 << 10
 """After so many bytes of one request, others get their turn."""
+_QUICK, _SLOW = 100e-6, 500e-6
+"""Seconds: what takes less may be followed by twice as much at once; after what takes more it is a step again."""
 PIECE = 2 << 10
 """What the reading of a piece counts for itself, in bytes."""
 _BUFFER = memoryview(bytearray(MOST_REQUEST + 1))
@@ -37,11 +40,20 @@ class Reader:
     """Reads of one image, for any client.
 
     :ivar cache: the pages that have been read; None where nothing is kept: of the running kernel.
+    :ivar step: how many bytes may be read at once: :data:`STEP`, and more where reads are quick.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self.cache: PageCache | None = None
+        self.step = STEP
+
+    def took(self, length: int, seconds: float) -> None:
+        """Take note of how long a read took."""
+        if seconds > _SLOW:
+            self.step = STEP
+        elif length >= self.step < HALF and seconds < _QUICK:
+            self.step *= 2
 
     def small(self, address: int, length: int) -> tuple[bytes | memoryview, int]:
         """Read kernel memory within a page, through the cache.
@@ -88,7 +100,7 @@ class Reader:
         :raises KvmError: the same.
         """
         first, cache = address >> 12, self.cache
-        if cache is None or not 0 < first or address + length > 1 << 64:
+        if cache is None or not first or address + length > 1 << 64:
             return False
         for page, count in cache.missing(first, (address + length + PAGE - 1 >> 12) - first):
             if (slot := cache.room(page, count)) is None:
@@ -140,23 +152,23 @@ class Client:
         :raises OSError: the client has gone, or doesn't take its answers.
         """
         total, size, slot, step = sum(length for _, length in ranges), 0, 0, 0
-        if flags & CACHED and total > INLINE and len(ranges) == 1 and space in _KERNEL:
-            if (yield from _kept(reader, *ranges[0])):
-                self._answer(ANSWER.pack(number, 0, total, 1), total)
-                return
+        cached = flags & CACHED and total > INLINE and len(ranges) == 1 and space in _KERNEL
+        if cached and (yield from _kept(reader, *ranges[0])):
+            self._answer(ANSWER.pack(number, 0, total, 1), total)
+            return
         # What is too long for a message goes where it belongs at once.
         whole = self._window[half * HALF :] if total > INLINE else memoryview(bytearray(total))
         failed: list[int] = []
         if total > INLINE:
             yield  # small requests go first
         for index, (address, length) in enumerate(ranges):
-            for at, count in _pieces(address, length):
+            for at, count in _pieces(reader, address, length):
                 found = _tried(reader, address + at, whole[size + at : size + at + count], space, pid)
                 if found is None:
                     failed.append(index)
                     break
                 slot, step = found, step + count + PIECE
-                if step >= STEP:
+                if step >= reader.step:
                     step = 0
                     yield
             else:
@@ -173,11 +185,11 @@ class Client:
             raise BlockingIOError
 
 
-def _pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
+def _pieces(reader: Reader, address: int, length: int) -> Iterator[tuple[int, int]]:
     """Cut a range into offsets and lengths, at the ends of pages; one of nothing is one of nothing."""
     at = 0
     while True:
-        count = min(length - at, STEP - (address + at) % PAGE)
+        count = min(length - at, reader.step - (address + at) % PAGE)
         yield at, count
         at += count
         if at >= length:
@@ -186,13 +198,15 @@ def _pieces(address: int, length: int) -> Iterator[tuple[int, int]]:
 
 def _kept(reader: Reader, address: int, length: int) -> Generator[None, None, bool]:
     """Read kernel memory into the page cache, a step at a time; answers whether all of it is there."""
-    for at, count in _pieces(address, length):
+    for at, count in _pieces(reader, address, length):
         yield  # small requests go first
+        began = time.perf_counter()
         try:
             if not reader.keep(address + at, count):
                 return False
         except KvmError:
             return False
+        reader.took(count, time.perf_counter() - began)
     return True
 
 
@@ -201,6 +215,15 @@ def _tried(reader: Reader, address: int, into: memoryview, space: int, pid: int)
 
     :returns: one more than the slot of the page, 0 if it is in none; None if the memory can't be read.
     """
+    if len(into) < STEP:
+        return _filled(reader, address, into, space, pid)
+    began = time.perf_counter()
+    found = _filled(reader, address, into, space, pid)
+    reader.took(len(into), time.perf_counter() - began)
+    return found
+
+
+def _filled(reader: Reader, address: int, into: memoryview, space: int, pid: int) -> int | None:
     try:
         return reader.fill(address, into, space, pid)
     except KvmError:

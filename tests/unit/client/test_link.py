@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kvmd.errors import Reason, error
-from kvmd.fast import ANSWER, HALF, INLINE, MOST_RANGES, ONE, WINDOW
+from kvmd.fast import ANSWER, CACHED, HALF, INLINE, MOST_RANGES, ONE, WINDOW, cache_size
+from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
 from libkvm.fast.link import BrokenLinkError, Link
+from libkvm.fast.pages import Pages
 
 BASE = 0xFFFF888000000000
 END = BASE + (8 << 20)
@@ -41,17 +43,23 @@ class Memory:
 class Pair:
     """A link, and the other end of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 0) -> None:
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fd = os.memfd_create("window")
         os.ftruncate(self.fd, WINDOW)
-        self.link = Link(ours, Link.map(self.fd), None)
-        self.image = Memory()
+        self.image, self.cache, pages = Memory(), None, None
+        if slots:
+            fd, size = os.memfd_create("cache"), cache_size(slots)
+            os.ftruncate(fd, size)
+            self.cache, pages = PageCache(fd, size), Pages(fd, size)
+            os.close(fd)
+        self.link = Link(ours, Link.map(self.fd), pages)
         self.thread: threading.Thread | None = None
 
     def worker(self) -> Link:
         """Have the other end be a worker's."""
         client, reader = Client(self.theirs, self.fd), Reader(self.image)
+        reader.cache = self.cache
         self.theirs.setblocking(True)
 
         def serve() -> None:
@@ -92,6 +100,13 @@ def pair() -> Iterator[Pair]:
     made.close()
 
 
+@pytest.fixture(params=[0, 512, 4096], ids=["no cache", "a small cache", "a cache"])
+def caching(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    made = Pair(request.param)
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("length", [0, 1, 8, 5000, INLINE, INLINE + 1, 300_000, HALF])
 def test_reads_of_every_size(pair: Pair, length: int) -> None:
     link = pair.worker()
@@ -117,6 +132,43 @@ def test_many_ranges(pair: Pair) -> None:
     expected = [DATA[at - BASE : at - BASE + length] if at < END else None for at, length in ranges]
     assert link.readv(ranges, 1, 0, 5.0) == expected
     assert link.readv(ranges[:10], 1, 0, 5.0) == expected[:10]
+
+
+def test_large_reads_of_all_there_is(caching: Pair) -> None:
+    """More than a small cache has room for, one after the other and then anywhere; with what can't be read between."""
+    link, picked = caching.worker(), random.Random(6)
+    assert b"".join(link.read(BASE + n * HALF, HALF, 1, 0, 5.0) or b"" for n in range(8)) == DATA
+    for _ in range(60):
+        at, length = picked.randrange(7 << 20), picked.randint(INLINE, HALF)
+        into = bytearray(length)
+        assert link.readinto(BASE + at, memoryview(into), 1, 0, 5.0)
+        assert into == DATA[at : at + length]
+        assert link.read(BASE + at, length, 1, 0, 5.0) == into
+        assert link.read(END - 5000, length, 1, 0, 5.0) is None
+
+
+def test_what_is_in_the_cache_is_taken_from_there() -> None:
+    with contextlib.closing(Pair(4096)) as pair:
+        link = pair.worker()
+        assert b"".join(link.read(BASE + n * HALF, HALF, 1, 0, 5.0) or b"" for n in range(8)) == DATA
+        assert not any(os.pread(pair.fd, 2 * HALF, 0))
+    assert sum(length for address, length in pair.image.reads if address < END) == len(DATA)
+
+
+def test_what_is_not_in_the_cache_any_more_is_asked_for_again() -> None:
+    asked: list[bytes] = []
+    with contextlib.closing(Pair(512)) as pair:
+        os.pwrite(pair.fd, DATA[:HALF], 0)
+
+        def given_up() -> None:
+            for _ in range(2):
+                asked.append(pair.theirs.recv(100))
+                pair.theirs.send(ANSWER.pack(len(asked), 0, HALF, 1))
+
+        pair.thread = threading.Thread(target=given_up)
+        pair.thread.start()
+        assert pair.link.read(BASE, HALF, 1, 0, 5.0) == DATA[:HALF]
+    assert asked == [ONE.pack(n, 1, 0, flags, 0, BASE, HALF) for n, flags in ((1, CACHED), (2, 0))]
 
 
 def test_reads_that_follow_one_another_are_asked_for_ahead(pair: Pair) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -175,6 +176,61 @@ def test_readers_never_see_a_torn_page(both: tuple[PageCache, Pages]) -> None:
     for reader in readers:
         reader.join()
     assert not wrong
+
+
+def test_readers_never_see_a_torn_run(both: tuple[PageCache, Pages]) -> None:
+    """The same of runs, which drive one another out at once."""
+    cache, pages = both
+    count = 32
+    rivals = [BASE + n * RIVAL for n in range(3 * WAYS)]
+    whole = {page: b"".join(content(page + n) for n in range(count)) for page in rivals}
+    wrong: list[int] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            for page in rivals:
+                data = pages.read(page << 12, count * PAGE)
+                if data is not None and data != whole[page]:
+                    wrong.append(page)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(20):
+        for page in rivals:
+            cache.fill(page << 12, memoryview(whole[page]))
+            assert cache.find(page + count - 1) is not None
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+
+
+def test_a_run_goes_where_there_is_room(both: tuple[PageCache, Pages]) -> None:
+    """Each to another of its places, before the first drives another out."""
+    cache, pages = both
+    rivals = [BASE + n * RIVAL for n in range(WAYS)]
+    for page in rivals:
+        cache.fill(page << 12, memoryview(b"".join(content(page + n) for n in range(20))))
+    for page in rivals:
+        assert pages.read(page << 12, 20 * PAGE) == b"".join(content(page + n) for n in range(20))
+    cache.fill(BASE + WAYS * RIVAL << 12, memoryview(bytes(20 * PAGE)))
+    assert sum(pages.read(page << 12, 20 * PAGE) is None for page in rivals) == 1
+
+
+@given(st.integers(1, 60), st.integers(1, 40), st.sets(st.integers(0, 100)))
+def test_what_is_missing(first: int, count: int, here: set[int]) -> None:
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, fast.cache_size(SLOTS))
+    cache = PageCache(fd, fast.cache_size(SLOTS))
+    os.close(fd)
+    for page in here:
+        cache.fill(page << 12, memoryview(content(page)))
+    found = list(cache.missing(first, count))
+    pages = [page + n for page, size in found for n in range(size)]
+    assert pages == [page for page in range(first, first + count) if page not in here]
+    assert all(low + size < high for (low, size), (high, _) in pairwise(found))
 
 
 def test_after_the_end_nothing_is_read(memory: int) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,7 @@ from kvmd.fast import ANSWER, CACHED, COUNTS, HALF, INLINE, MOST_RANGES, MOST_RE
 from kvmd.v1 import memory_pb2
 from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
+from libkvm.fast.pages import Pages
 
 
 def serve(client: Client, reader: Reader) -> bool:
@@ -49,16 +51,27 @@ def pattern(address: int, length: int) -> bytes:
     return bytes(TABLE[address % PRIME : address % PRIME + length])
 
 
+def missing(address: int, length: int) -> list[int]:
+    """Where what is missing begins that a range meets."""
+    pieces = ((HOLE, HOLE + PAGE), (TORN + 2048, TORN + PAGE))
+    return [low for low, high in pieces if address < high and low < address + length]
+
+
 class Memory:
     """An image whose first half of the page TORN is all there is of it, and whose page HOLE is missing."""
 
     def __init__(self) -> None:
         self.reads: list[tuple[int, int, int, int]] = []
+        self.filled: list[tuple[int, int]] = []
+        self.pause = 0.0
 
     def read_into(self, address: int, into: memoryview, space: int) -> bool:
-        if space != KERNEL or address % 32 or address < HOLE + PAGE < address + len(into):
+        if self.pause:
+            time.sleep(self.pause)
+        if space != KERNEL or address % 32 or missing(address, len(into)):
             return False
         into[:] = pattern(address, len(into))
+        self.filled.append((address, len(into)))
         return True
 
     def read(self, address: int, length: int, space: int, pid: int = 0) -> bytes:
@@ -68,9 +81,8 @@ class Memory:
         if space == PHYSICAL and address == 667:
             raise MemoryError
         if space == KERNEL:
-            for low, high in ((HOLE, HOLE + PAGE), (TORN + 2048, TORN + PAGE)):
-                if address < high and low < address + length:
-                    raise error(Reason.EXCLUDED, "left out", address=max(low, address))
+            for low in missing(address, length):
+                raise error(Reason.EXCLUDED, "left out", address=max(low, address))
         return pattern(address, length)
 
 
@@ -82,13 +94,12 @@ class End:
         self.sock.setblocking(False)
         self.window = os.memfd_create("window")
         os.ftruncate(self.window, WINDOW)
-        self.image = Memory()
+        self.image, self.cache = Memory(), -1
         self.reader = Reader(self.image)
         if cached:
             fd, size = os.memfd_create("cache"), fast.cache_size(512)
             os.ftruncate(fd, size)
-            self.reader.cache = PageCache(fd, size)
-            os.close(fd)
+            self.reader.cache, self.cache = PageCache(fd, size), fd
         self.client = Client(theirs, self.window)
 
     def ask(self, request: bytes) -> bytes:
@@ -115,6 +126,8 @@ class End:
         self.sock.close()
         self.client.close()
         os.close(self.window)
+        if self.cache >= 0:
+            os.close(self.cache)
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "cached"])
@@ -177,6 +190,83 @@ def test_the_slot_of_a_page_that_is_kept_is_told() -> None:
         ONE.pack(1, KERNEL, 0, 0, 0, BASE, 8) + RANGE.pack(BASE, 8),
     ):
         assert ANSWER.unpack_from(end.ask(request))[3] == 0
+    end.close()
+
+
+def steps(end: End, request: bytes) -> int:
+    """In how many steps a request is answered."""
+    end.sock.send(request)
+    job = end.client.take(end.reader)
+    assert job is not None
+    count = len(list(job))
+    assert end.sock.recv(1 << 20)
+    return count
+
+
+def test_what_is_quick_is_done_in_fewer_steps() -> None:
+    """As long as it is."""
+    end = End(cached=False)
+    requests = [ONE.pack(1, KERNEL, 0, 0, 0, BASE + n * HALF, HALF) for n in range(3)]
+    for _ in range(50):  # until nothing else takes the processor meanwhile
+        if steps(end, requests[0]) == 2:  # one that gives way before all else, and one for all of it
+            break
+    else:
+        pytest.fail("always in steps")
+    end.image.pause = 2e-3
+    steps(end, requests[1])
+    assert steps(end, requests[2]) >= 4
+    end.close()
+
+
+def test_who_looks_into_the_page_cache_finds_it_there() -> None:
+    """Nothing is put into the window, nor read twice, whatever part of it was there before."""
+    end = End(cached=True)
+    pages = Pages(end.cache, fast.cache_size(512))
+    end.read((BASE + 5 * PAGE, 8), (BASE + 6 * PAGE, 8), (BASE + 20 * PAGE, 8))
+    ranges = [(BASE, 64 * PAGE), (BASE, 64 * PAGE), (BASE + 60 * PAGE + 7, 9 * PAGE), (BASE + 1, INLINE + 1)]
+    for start, length in ranges:
+        answer = end.ask(ONE.pack(1, KERNEL, 0, CACHED, 0, start, length))
+        assert ANSWER.unpack(answer) == (1, 0, length, 1)
+        assert pages.read(start, length) == pattern(start, length)
+    assert not any(os.pread(end.window, HALF, 0))
+    read = [page for address, size in end.image.filled for page in range(address, address + size, PAGE)]
+    assert sorted(read + [each[0] for each in end.image.reads]) == [BASE + n * PAGE for n in range(70)]
+    assert COUNTS.unpack(os.pread(end.window, COUNTS.size, 2 * HALF)) == (5, 24 + 64 * PAGE * 2 + 9 * PAGE + INLINE + 1)
+    end.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "start", "length"),
+    [
+        (PHYSICAL, BASE, 64 * PAGE),
+        (USER, BASE, 64 * PAGE),
+        (KERNEL, 0, 64 * PAGE),
+        (KERNEL, BASE, INLINE),
+        (KERNEL, TORN - 16 * PAGE + 2 * PAGE, 14 * PAGE + 100),
+    ],
+    ids=["physical", "user", "the first page", "small", "half a page at its end"],
+)
+def test_what_is_not_in_the_page_cache_is_answered_as_ever(space: int, start: int, length: int) -> None:
+    end = End(cached=True)
+    answer = end.ask(ONE.pack(1, space, 1, CACHED, 7, start, length))
+    assert ANSWER.unpack_from(answer) == (1, 0, length, 0)
+    data = os.pread(end.window, length, HALF) if length > INLINE else answer[ANSWER.size :]
+    assert data == pattern(start, length)
+    end.close()
+
+
+def test_without_a_page_cache_the_window_is_used() -> None:
+    end = End(cached=False)
+    answer = end.ask(ONE.pack(1, KERNEL, 0, CACHED, 0, BASE, HALF))
+    assert ANSWER.unpack(answer) == (1, 0, HALF, 0)
+    assert os.pread(end.window, HALF, 0) == pattern(BASE, HALF)
+    end.close()
+
+
+def test_what_cannot_be_read_is_not_said_to_be_in_the_page_cache() -> None:
+    end = End(cached=True)
+    answer = end.ask(ONE.pack(1, KERNEL, 0, CACHED, 0, HOLE - 4 * PAGE, 8 * PAGE))
+    assert ANSWER.unpack_from(answer) == (1, 1, 0, 0)
     end.close()
 
 
@@ -270,7 +360,8 @@ def test_a_client_that_has_gone(end: End) -> None:
 
 
 def test_a_long_request_is_done_in_steps(end: End) -> None:
-    """So that others get their turn: of bytes, and of ranges."""
+    """So that others get their turn: of bytes, if it takes long, and of ranges."""
+    end.image.pause = 2e-3
     for request in (
         ONE.pack(1, KERNEL, 0, 0, 0, BASE + 5, HALF),
         REQUEST.pack(1, KERNEL, 0, 0, 0) + b"".join(RANGE.pack(BASE + n * 8, 1) for n in range(MOST_RANGES)),
