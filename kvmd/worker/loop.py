@@ -19,7 +19,7 @@ from kvmd.images.base import File, Files, Image, Indexed
 from kvmd.images.registry import make_index
 from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
-from kvmd.worker.methods import METHODS
+from kvmd.worker.methods import METHODS, Data
 from kvmd.worker.protocol import (
     CURSOR,
     HEADER,
@@ -43,7 +43,8 @@ ALERT = 100e-6
 """How long, in seconds, a client's next request is looked for before it is waited for."""
 
 OpenImage = Callable[[Files], Image]
-Answer = tuple[Kind, bytes]
+Answer = tuple[Kind, *tuple[Data, ...]]
+"""A frame: its kind, and the pieces of its payload."""
 
 
 def _opened(image: Image) -> Answer:
@@ -62,7 +63,7 @@ class Loop:
         self._open_image = open_image
         self._image: Image | None = None
         self._reader: Reader | None = None
-        self._streams: dict[int, Iterator[bytes]] = {}
+        self._streams: dict[int, Iterator[Data]] = {}
         self._numbers = count(1)
         self._clients: dict[int, Client] = {}
         self._jobs: deque[tuple[int, Iterator[None]]] = deque()
@@ -169,10 +170,11 @@ class Loop:
         payload = self._sock.recv(length, socket.MSG_WAITALL) if length else b""
         return (Kind(kind), payload, list(fds)) if len(payload) == length else None
 
-    def _send(self, kind: Kind, payload: bytes) -> None:
+    def _send(self, kind: Kind, *payload: Data) -> None:
         # Not by sendmsg(2), which would let a worker that was taken over hand its files to a client (seccomp.py).
-        self._sock.sendall(HEADER.pack(kind, len(payload)))
-        self._sock.sendall(payload)
+        self._sock.sendall(HEADER.pack(kind, sum(map(len, payload))))
+        for piece in payload:
+            self._sock.sendall(piece)
 
     def _answer(self, kind: Kind, payload: bytes, fds: list[int]) -> Answer:
         if kind is Kind.OPEN:
@@ -265,10 +267,10 @@ class Loop:
             raise error(Reason.WORKER_LIMIT, message, limit=MAX_CURSORS)
         return self._pull(next(self._numbers), answer)
 
-    def _pull(self, cursor: int, stream: Iterator[bytes]) -> Answer:
+    def _pull(self, cursor: int, stream: Iterator[Data]) -> Answer:
         """The next message of a stream; a stream that ends or fails is forgotten."""
         message = next(stream, None)
         if message is None:
             return Kind.END, b""
         self._streams[cursor] = stream
-        return Kind.ITEM, CURSOR.pack(cursor) + message
+        return Kind.ITEM, CURSOR.pack(cursor), message

@@ -8,6 +8,8 @@ longer does the same: what it yields are pieces of its message, whose bytes one 
 from __future__ import annotations
 
 import hashlib
+import mmap
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -26,8 +28,17 @@ BATCH_BYTES = 512 << 10
 BATCH_SECONDS = 0.05
 PIECE_BYTES = 4 << 20
 
+# What comes before the data in a ReadStreamResponse: the field's tag, and the length as a varint of three bytes.
+_DATA = struct.Struct("<4B")
+_TAG = memory_pb2.ReadStreamResponse.DATA_FIELD_NUMBER << 3 | 2
+_GROUPS = ((0, 0x80), (7, 0x80), (14, 0))
+_LONG = 1 << 14
+_BUFFER = memoryview(mmap.mmap(-1, _DATA.size + CHUNK))  # of all streams, and no memory before it is used
+
 Record = TypeVar("Record", bound=Message)
-Answer: TypeAlias = bytes | Iterator[bytes]
+Data: TypeAlias = bytes | memoryview
+"""What is sent; a buffer is good until the next answer is made."""
+Answer: TypeAlias = bytes | Iterator[Data]
 
 
 def _batches(records: Iterable[Record], most: int = BATCH_BYTES) -> Iterator[list[Record]]:
@@ -73,22 +84,30 @@ def _readable(failure: KvmError) -> int:
     return int(failure.metadata.get("readable", "0"))
 
 
-def read_stream(image: Image, raw: bytes) -> Iterator[bytes]:
+def read_stream(image: Image, raw: bytes) -> Iterator[Data]:
     """Read a long range in chunks; the readable part of the last one comes before its error."""
     request = memory_pb2.ReadStreamRequest.FromString(raw)
     done = 0
     while done < request.length:
         address, length = request.address + done, min(CHUNK, request.length - done)
         try:
-            data = image.read(address, length, request.space, request.pid)
+            yield _chunk(image, request, address, length)
         except KvmError as failure:
             if readable := _readable(failure):
-                data = image.read(address, readable, request.space, request.pid)
-                yield packed(memory_pb2.ReadStreamResponse(data=data), request.zstd).SerializeToString()
+                yield _chunk(image, request, address, readable)
             failure.metadata["readable"] = str(done + readable)
             raise
-        yield packed(memory_pb2.ReadStreamResponse(data=data), request.zstd).SerializeToString()
         done += length
+
+
+def _chunk(image: Image, request: memory_pb2.ReadStreamRequest, address: int, length: int) -> Data:
+    """A message of the stream; made where the memory is read, without a copy, unless it is short or compressed."""
+    data = _BUFFER[_DATA.size : _DATA.size + length]
+    if request.zstd or length < _LONG or not image.read_into(address, data, request.space):
+        answer = memory_pb2.ReadStreamResponse(data=image.read(address, length, request.space, request.pid))
+        return packed(answer, request.zstd).SerializeToString()
+    _DATA.pack_into(_BUFFER, 0, _TAG, *(length >> at & 0x7F | more for at, more in _GROUPS))
+    return _BUFFER[: _DATA.size + length]
 
 
 def _range(image: Image, item: memory_pb2.Range) -> memory_pb2.RangeResult:
@@ -232,7 +251,7 @@ def index_inputs(image: Image, raw: bytes) -> Iterator[bytes]:
         yield given[at : at + CHUNK]
 
 
-METHODS: dict[str, Callable[[Image, bytes], bytes | Iterator[bytes]]] = {
+METHODS: dict[str, Callable[[Image, bytes], Answer]] = {
     "Nlist": nlist,
     "Read": read,
     "ReadStream": read_stream,

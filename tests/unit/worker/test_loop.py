@@ -57,6 +57,16 @@ def test_stream_is_pulled_message_by_message(daemon: Daemon) -> None:
     assert data[0] == data[1] == bytes(n % 251 for n in range(LENGTH))
 
 
+@pytest.mark.parametrize("length", [1, 4097, (1 << 14) - 1, 1 << 14, (1 << 14) + 1, 1 << 17, (1 << 20) - 1, 1 << 20])
+def test_a_message_of_a_stream_is_what_protobuf_makes_of_it(daemon: Daemon, length: int) -> None:
+    """However it is made: where it is read (at an even address), or copied."""
+    for address in (6, 7):
+        kind, item = daemon.call("ReadStream", memory_pb2.ReadStreamRequest(address=address, length=length))
+        data = bytes(n % 251 for n in range(address, address + length))
+        assert kind is Kind.ITEM
+        assert item[CURSOR.size :] == memory_pb2.ReadStreamResponse(data=data).SerializeToString()
+
+
 def test_stream_sends_what_is_readable_before_its_error(daemon: Daemon) -> None:
     kind, item = daemon.call("ReadStream", memory_pb2.ReadStreamRequest(address=LENGTH - 100, length=1 << 30))
     assert kind is Kind.ITEM
