@@ -94,10 +94,10 @@ def table(target: str, pid: int, files: dict[str, Path], rounds: int) -> Iterato
         row.__name__ = f"{measure.__name__} {name}"
         return row
 
-    yield on("kdump-raw", warm, 3.0)
-    yield on("kdump-zstd", warm, 3.0)
-    yield on("elf-qemu", warm, 0.5)
-    yield on("elf-panic", warm, 0.5)
+    for name, bound in (("kdump-raw", 3.0), ("kdump-zstd", 3.0), ("elf-qemu", 0.5), ("elf-panic", 0.5)):
+        yield on(name, warm, bound, "read")
+    for name in ("elf-qemu", "elf-panic"):
+        yield on(name, warm, 0.5, "reader")
     yield on("kdump-zstd", uncached)
     yield on("kdump-zstd", vector)
     yield on("elf-qemu", vector)

@@ -111,15 +111,19 @@ def scattered(pages: list[int], count: int) -> list[int]:
     return [picked.choice(pages) + picked.randrange(0, PAGE, 8) for _ in range(count)]
 
 
-def warm(subject: Subject, bound: float, rounds: int) -> Row:
-    """8-byte reads at random over 32 MiB, after every page has been read once."""
+def warm(subject: Subject, bound: float, way: str, rounds: int) -> Row:
+    """8-byte reads at random over 32 MiB, after every page has been read once.
+
+    :param way: what reads: Kernel.read, or the function that Kernel.reader makes for very many small reads.
+    """
     pages = subject.pages()
     addresses = scattered(pages, 50_000)
+    kernel = subject.kernel.reader() if way == "reader" else subject.kernel.read
+    prog = subject.drgn.read
     for address in pages:
-        assert subject.kernel.read(address, 8) == subject.drgn.read(address, 8)
-    kernel, prog = subject.kernel.read, subject.drgn.read
+        assert kernel(address, 8) == prog(address, 8)
     ours, theirs = in_turn(lambda: each(kernel, addresses), lambda: each(prog, addresses), rounds)
-    what = f"8-byte reads at random over {len(pages) * PAGE >> 20} MiB, warm: {subject.name}"
+    what = f"8-byte reads at random over {len(pages) * PAGE >> 20} MiB, warm, by Kernel.{way}: {subject.name}"
     return Row(what, "drgn.Program.read in-process", ours, theirs, bound)
 
 
