@@ -36,7 +36,7 @@ def _p99(read: Callable[[int, int], object], addresses: list[int]) -> float:
 
 
 @contextlib.contextmanager
-def _streaming(target: str, path: str) -> Iterator[None]:
+def streaming(target: str, path: str) -> Iterator[None]:
     """As many other processes, each reading 1 MiB after the other."""
     pids = []
     for _ in range(CLIENTS):
@@ -68,7 +68,7 @@ def crowd(subject: Subject, _rounds: int) -> Row:
             return _p99(lambda address, length: read(address, length, physical=True), addresses)
 
     unloaded = small()
-    with _streaming(target, path):
+    with streaming(target, path):
         loaded = small()
     what = f"p99 of 8-byte reads, {CLIENTS} clients streaming from the same worker"
     return Row(what, "the same, unloaded", loaded, unloaded, 10)

@@ -25,6 +25,7 @@ import libkvm
 from bench import far
 from bench.__main__ import daemon, dumps
 from bench.bulk import HIGH, STREAM, runs
+from bench.loads import CLIENTS, streaming
 from bench.measure import machine
 from bench.mtls_stream import client, serving
 from bench.rows import MIB, PAGE, Subject, each, program, scattered
@@ -115,6 +116,16 @@ def stream(target: str, pid: int, path: Path, rounds: int) -> None:
     show("    the same by drgn", theirs)
 
 
+def crowd(target: str, pid: int, path: Path) -> None:
+    """Small reads beside many streams, in microseconds for each read."""
+    count = 3000
+    with libkvm.connect(target) as connection, connection.open(str(path)) as kernel:
+        read = partial(every, partial(kernel.read, physical=True), [(HIGH + n * PAGE, 8) for n in range(count)])
+        show("8-byte reads, each", [measured(read, processes(pid), count)])
+        with streaming(target, str(path)):
+            show(f"    beside {CLIENTS} streams", [measured(read, processes(pid), count)])
+
+
 def over_tls(folder: Path, dump: Path, rounds: int) -> None:
     """As the row of ReadStream over mTLS."""
     folder.mkdir()
@@ -179,6 +190,7 @@ def main() -> None:
                     cold(target, pid, files[f"kdump-{codec}"], rounds)
             stream(target, pid, files["elf-large"], rounds)
             hit(target, files["elf-panic"], rounds)
+            crowd(target, pid, files["elf-large"])
         over_tls(folder / "mtls", files["elf-large"], rounds)
 
 

@@ -12,8 +12,8 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterator
-from typing import cast
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar, cast
 
 from kvmd.errors import KvmError
 from kvmd.fast import ANSWER, CACHED, COUNTS, HALF, INLINE, MOST_REQUEST, NOTES, PAGE, RANGE, REQUEST, WINDOW
@@ -28,6 +28,7 @@ _QUICK, _SLOW = 100e-6, 500e-6
 """Seconds: what takes less may be followed by twice as much at once; after what takes more it is a step again."""
 PIECE = 2 << 10
 """What the reading of a piece counts for itself, in bytes."""
+R = TypeVar("R")
 _BUFFER = memoryview(bytearray(MOST_REQUEST + 1))
 _SPACES = len(memory_pb2.AddressSpace.values())
 
@@ -163,7 +164,8 @@ class Client:
             yield  # small requests go first
         for index, (address, length) in enumerate(ranges):
             for at, count in _pieces(reader, address, length):
-                found = _tried(reader, address + at, whole[size + at : size + at + count], space, pid)
+                into = whole[size + at : size + at + count]
+                found = _tried(reader, count, reader.fill, address + at, into, space, pid)
                 if found is None:
                     failed.append(index)
                     break
@@ -200,32 +202,19 @@ def _kept(reader: Reader, address: int, length: int) -> Generator[None, None, bo
     """Read kernel memory into the page cache, a step at a time; answers whether all of it is there."""
     for at, count in _pieces(reader, address, length):
         yield  # small requests go first
-        began = time.perf_counter()
-        try:
-            if not reader.keep(address + at, count):
-                return False
-        except KvmError:
+        if not _tried(reader, count, reader.keep, address + at, count):
             return False
-        reader.took(count, time.perf_counter() - began)
     return True
 
 
-def _tried(reader: Reader, address: int, into: memoryview, space: int, pid: int) -> int | None:
-    """Fill a buffer.
+def _tried(reader: Reader, length: int, read: Callable[..., R], *what: Any) -> R | None:
+    """Read so many bytes.
 
-    :returns: one more than the slot of the page, 0 if it is in none; None if the memory can't be read.
+    :returns: what the read does; None if the memory can't be read.
     """
-    if len(into) < STEP:
-        return _filled(reader, address, into, space, pid)
     began = time.perf_counter()
-    found = _filled(reader, address, into, space, pid)
-    reader.took(len(into), time.perf_counter() - began)
-    return found
-
-
-def _filled(reader: Reader, address: int, into: memoryview, space: int, pid: int) -> int | None:
     try:
-        return reader.fill(address, into, space, pid)
+        return read(*what)
     except KvmError:
         return None
     except MemoryError:
@@ -233,6 +222,9 @@ def _filled(reader: Reader, address: int, into: memoryview, space: int, pid: int
     except Exception:  # noqa: BLE001 - a fault of ours: told to the log, as for the daemon's calls
         traceback.print_exc(file=sys.stderr)
         return None
+    finally:
+        if length >= STEP:
+            reader.took(length, time.perf_counter() - began)
 
 
 def _understood(request: memoryview) -> tuple[int, int, int, list[tuple[int, int]], int, int]:

@@ -263,6 +263,16 @@ def test_without_a_page_cache_the_window_is_used() -> None:
     end.close()
 
 
+def test_a_fault_of_ours_in_a_read_for_the_page_cache(capfd: pytest.CaptureFixture[str]) -> None:
+    """Told to the log, and no end of the worker's; what can be read is read into the window."""
+    end = End(cached=True)
+    end.reader.cache.room = lambda page, count: 1 // 0
+    assert ANSWER.unpack_from(end.ask(ONE.pack(1, KERNEL, 0, CACHED, 0, BASE, HALF))) == (1, 1, 0, 0)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert end.read((BASE, 8)) == [pattern(BASE, 8)]
+    end.close()
+
+
 def test_what_cannot_be_read_is_not_said_to_be_in_the_page_cache() -> None:
     end = End(cached=True)
     answer = end.ask(ONE.pack(1, KERNEL, 0, CACHED, 0, HOLE - 4 * PAGE, 8 * PAGE))
