@@ -20,7 +20,7 @@ from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.modsyms import symbols_of
 from kvmd.images.linux.orc import Orc, Row, Table
-from kvmd.images.linux.symbols import N_EXT, N_TEXT, likelihood
+from kvmd.images.linux.symbols import N_EXT, N_TEXT, rank
 
 _MAX_MODULES = 1 << 12
 _MAX_SYMBOLS = 1 << 18  # of modules, that one look at the stacks may read
@@ -105,7 +105,7 @@ class Code:
     def name(self, address: int) -> tuple[str, int, str]:
         """The function at an address: its name, address and module; an empty name if no table has one."""
         if any(address in part for part in self._text):
-            found = max(self._kernel.prog.symbols(address), key=likelihood, default=None)
+            found = min(self._kernel.prog.symbols(address), key=rank, default=None)
             return (found.name, found.address, "") if found else ("", 0, "")
         module = self.module(address)
         if module is None:
@@ -117,7 +117,7 @@ class Code:
         return name, start, module.name
 
     def _symbols(self, module: Module) -> list[tuple[int, str]]:
-        found: list[tuple[int, str]] = []
+        found: dict[int, str] = {}  # of those at one address the first, as in the kernel (find_kallsyms_symbol)
         try:
             with self._kernel.reading("a module's symbols"):
                 for symbol in symbols_of(module.object, self._kernel.memory.kernel):
@@ -125,7 +125,7 @@ class Code:
                     if self._left < 0:
                         break
                     if symbol.n_type & ~N_EXT == N_TEXT:
-                        found.append((symbol.value, symbol.name))
+                        found.setdefault(symbol.value, symbol.name)
         except KvmError:
             return []  # the frame has no name then, which says it
-        return sorted(found)
+        return sorted(found.items())

@@ -128,7 +128,7 @@ class Kallsyms:
     def at(self, address: int) -> list[Symbol]:
         """See :class:`SymbolTable`."""
         found: list[Symbol] = self._index(None, None, address, True)
-        return [max((symbol, *self._aliases.get(symbol.address, ())), key=likelihood) for symbol in found]
+        return [min((symbol, *self._aliases.get(symbol.address, ())), key=rank) for symbol in found]
 
     @cached_property
     def _aliases(self) -> dict[int, list[Symbol]]:
@@ -140,13 +140,17 @@ class Kallsyms:
         return found
 
 
-def likelihood(symbol: Symbol) -> tuple[int, bool, bool, str]:
-    """Of several symbols that hold an address, the one that begins last counts; a global one before static ones.
+def rank(symbol: Symbol) -> tuple[int, bool, bool, int, str]:
+    """Of several symbols that hold an address, the least of these names it, as in the kernel's own traces.
 
-    The linker's marks of where sections begin and end are nothing's names (scripts/kallsyms.c puts them last, too).
+    That is the one that begins last, and of those that begin together the first of kallsyms: Linux scripts/kallsyms.c
+    (compare_symbols, 5.10 to 6.12) puts weak ones last, then the linker's marks of where sections begin and end, then
+    what begins with more underscores, and leaves the rest in the order of nm(1), by name.
     """
-    mark = symbol.name.startswith(("__start_", "__stop_")) or symbol.name.endswith(("_start", "_end"))
-    return symbol.address, not mark, symbol.binding is SymbolBinding.GLOBAL, symbol.name
+    name, plain = symbol.name, symbol.name.lstrip("_")
+    mark = name.startswith(("__start_", "__stop_", "__end_")) or name.endswith(("_start", "_end"))
+    weak = symbol.binding is SymbolBinding.WEAK
+    return -symbol.address, weak, mark and name.startswith("__"), len(name) - len(plain), name
 
 
 def vmcoreinfo_lookup(info: VmcoreInfo) -> Lookup:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from images import DATA, fixture
+from kernel_truth import read
 from kvmd.errors import KvmError, Reason
-from kvmd.images.linux.symbols import N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Sections, vmcoreinfo_lookup
+from kvmd.images.linux.symbols import KERNEL, N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Sections, vmcoreinfo_lookup
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 from kvmd.v1 import process_pb2
 from kvmd.v1 import symbol_pb2 as pb
@@ -120,3 +121,18 @@ def test_a_name_at_an_address_is_no_mark_of_the_linker(qemu: Any) -> None:
     if start != function:
         pytest.skip("this build has something between")
     assert prog.symbol(function + 8).name == "__schedule"
+
+
+@pytest.mark.parametrize("folder", ["qemu", "linux-5.10", "linux-5.15"])
+def test_of_names_at_one_address_the_kernels_first_one_counts(folder: str) -> None:
+    """Which its own traces show: the first in /proc/kallsyms."""
+    with lzma.open(DATA / folder / "kallsyms.xz", "rt") as file:
+        rows = [line.split()[:3] for line in file]
+    by_address: dict[int, list[str]] = {}
+    for address, _, name in rows:
+        by_address.setdefault(int(address, 16), []).append(name)
+    shared = {address: names for address, names in by_address.items() if len(names) > 1 and address >= KERNEL}
+    prog = read(fixture(f"{folder}/vmcore.kdump").path).kernel.prog
+    found = {address: symbol.name for address in shared for symbol in prog.symbols(address)}
+    assert len(found) > 200  # the others are marks of the end of something, and hold nothing
+    assert found == {address: shared[address][0] for address in found}
