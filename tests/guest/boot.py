@@ -1,7 +1,7 @@
 """Boots the guest, runs a script in it as root, and ends as it ended.
 
-    boot.py --image DISK --kernel VMLINUZ --initrd INITRD [--copy DIR_OR_FILE]... [--out DIR] [--timeout S]
-            [--no-vmcoreinfo] SCRIPT
+    boot.py --image DISK --kernel VMLINUZ --initrd INITRD [--architecture amd64|arm64] [--copy DIR_OR_FILE]...
+            [--out DIR] [--timeout S] [--no-vmcoreinfo] SCRIPT
 
 The disk is never written to. What --copy names lands in /job of the guest; SCRIPT runs there with bash, as a
 service's child. Its output appears here, live; what it leaves in /job/out comes back in --out. The exit status is the
@@ -20,6 +20,7 @@ import tarfile
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 
@@ -29,20 +30,56 @@ MIB = 1 << 20
 TIMEOUT, DIED = 124, 125
 
 
-def arguments(options: argparse.Namespace, work: Path, token: str) -> list[str]:
-    """QEMU's command line. One thread: with more QEMU 7.2 now and then gets the kernel's patching of its code wrong."""
-    append = f"console=ttyS0 panic=-1 root=/dev/vda rw guestrun.token={token} systemd.show_status=false loglevel=4"
+@dataclass(frozen=True)
+class Machine:
+    """A kind of computer.
+
+    :ivar console: where its kernel says what it does.
+    :ivar line: the serial line that the job's output comes from, and the device that makes it.
+    """
+
+    program: str
+    arguments: str
+    console: str
+    line: str
+    device: tuple[str, str]
+
+
+MACHINES = {
+    # One thread: with more QEMU 7.2 now and then gets the kernel's patching of its code wrong.
+    "amd64": Machine(
+        "qemu-system-x86_64",
+        "-machine q35 -cpu max,la57=off -accel tcg,thread=single",
+        "ttyS0",
+        "ttyS1",
+        ("-serial", "chardev:s1"),
+    ),
+    "arm64": Machine(
+        "qemu-system-aarch64",
+        "-machine virt,gic-version=3 -cpu max,pauth-impdef=on -accel tcg,thread=multi",
+        "ttyAMA0",
+        "ttyS0",
+        ("-device", "pci-serial,chardev=s1"),
+    ),
+}
+
+
+def command(options: argparse.Namespace, work: Path, token: str) -> list[str]:
+    """QEMU's command line."""
+    machine = MACHINES[options.architecture]
+    append = f"console={machine.console} panic=-1 root=/dev/vda rw systemd.show_status=false loglevel=4"
+    append += f" guestrun.token={token} guestrun.line={machine.line}"
     disks = (
         (options.image, "snapshot=on,cache=unsafe"),
         (work / "swap.img", "cache=writeback"),
         (work / "job.tar", "cache=unsafe,readonly=on"),
         (work / "out.tar", "cache=writeback"),
     )
-    argv = ["-machine", "q35", "-cpu", "max,la57=off", "-accel", "tcg,thread=single", "-m", "768M", "-smp", "2"]
+    argv = [machine.program, *machine.arguments.split(), "-m", "768M", "-smp", "2"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += [] if options.no_vmcoreinfo else ["-device", "vmcoreinfo"]
     argv += ["-chardev", f"file,id=s0,path={work}/console.log", "-serial", "chardev:s0"]
-    argv += ["-chardev", f"socket,id=s1,path={work}/line.sock,server=on,wait=off", "-serial", "chardev:s1"]
+    argv += ["-chardev", f"socket,id=s1,path={work}/line.sock,server=on,wait=off", *machine.device]
     argv += ["-kernel", options.kernel, "-initrd", options.initrd, "-append", append]
     for number, (path, more) in enumerate(disks):
         argv += ["-drive", f"file={path},if=none,id=d{number},format=raw,{more}"]
@@ -73,12 +110,12 @@ class Job:
         self._out.mkdir(exist_ok=True)
         self._deadline = time.monotonic() + options.timeout
         self._token = secrets.token_hex(8)
-        self._arguments = arguments(options, work, self._token)
+        self._command = command(options, work, self._token)
         self._status: int | None = None
 
     def run(self) -> int:
         """Boot, follow, power off."""
-        with Qemu(self._arguments, self._work) as machine, connect(self._work / "line.sock", machine.process) as line:
+        with Qemu(self._command, self._work) as machine, connect(self._work / "line.sock", machine.process) as line:
             with suppress(OSError, EOFError):
                 self._follow(machine, line)
             if self._status is not None:
@@ -151,6 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("--image", "--kernel", "--initrd"):
         parser.add_argument(name, required=True)
+    parser.add_argument("--architecture", choices=MACHINES, default="amd64")
     parser.add_argument("--copy", action="append", default=[])
     parser.add_argument("--out")
     parser.add_argument("--timeout", type=float, default=900)

@@ -15,9 +15,9 @@ from drgn.helpers.linux.pid import for_each_task
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from dwarf_truth import BIT_FIELDS, STRUCTS, known, member  # noqa: E402
+from dwarf_truth import BIT_FIELDS, STRUCTS, known, member, objects  # noqa: E402
 
-from kernel_truth import ARGUMENTS, ENVIRONMENT, String, Truth, only_ones, read  # noqa: E402
+from kernel_truth import ARGUMENTS, ENVIRONMENT, String, Symbol, Truth, only_ones, read  # noqa: E402
 from kvmd.v1 import process_pb2, stack_pb2  # noqa: E402
 
 MEMBERS = 100
@@ -37,7 +37,8 @@ def of_dump(place: Path) -> Truth:
     layout: Any = image.kernel.dump.layout
     return Truth(
         image,
-        only_ones((row[2], int(row[0], 16)) for row in rows if row[3:] not in NO_MODULES),
+        only_ones((row[2], int(row[0], 16)) for row in rows if row[3:] not in NO_MODULES)
+        + unlisted(prog, {row[2] for row in rows}),
         dict(islice(members(prog), MEMBERS)),
         [(t.pid.value_(), t.comm.string_().decode("utf-8", "replace"), t.value_()) for t in for_each_task(prog)],
         [(p["pid"], p["ppid"], p["comm"].encode("utf-8", "surrogateescape")) for p in listed],
@@ -68,6 +69,11 @@ def members(prog: drgn.Program) -> Iterator[tuple[str, list[int]]]:
             if kind is not None:
                 for name in filter(kind.has_member, names.split()):
                     yield f"{struct}.{name}", member(kind, name)
+
+
+def unlisted(prog: drgn.Program, listed: set[str]) -> list[Symbol]:
+    """Objects that kvmd finds in a kernel without KALLSYMS_ALL."""
+    return [(name, value) for name, (value, _) in objects(prog).items() if name not in listed]
 
 
 def strings(p: dict[str, Any]) -> Iterator[String]:

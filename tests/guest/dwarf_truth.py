@@ -83,6 +83,11 @@ def symbols(prog: drgn.Program, names: Iterable[str]) -> dict[str, list[int]]:
     return found
 
 
+def objects(prog: drgn.Program) -> dict[str, list[int]]:
+    """What kvmd looks for where kallsyms has no data."""
+    return symbols(prog, (*OBJECTS, "__per_cpu_offset", *PER_CPU.split()))
+
+
 def escaped(text: bytes) -> str:
     """As /dev/kmsg shows it (kernel/printk/printk.c, append_char)."""
     return "".join(chr(byte) if 32 <= byte < 127 and byte != ord("\\") else f"\\x{byte:02x}" for byte in text)
@@ -107,7 +112,7 @@ def main() -> None:
         "members": members,
         "sizes": sizes,
         "symbols": symbols(prog, SYMBOLS.split()),
-        "objects": symbols(prog, (*OBJECTS, "__per_cpu_offset", *PER_CPU.split())),
+        "objects": objects(prog),
         "constants": {name: prog[name].value_() for name in CONSTANTS},
         "tasks": sorted(
             [task.pid.value_(), task.comm.string_().decode(), task.value_()] for task in for_each_task(prog)

@@ -37,7 +37,7 @@ def connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
 class Qemu:
     """A machine that runs as long as the ``with`` block; ``work`` takes its sockets and logs."""
 
-    def __init__(self, arguments: Sequence[str], work: Path) -> None:
+    def __init__(self, command: Sequence[str], work: Path) -> None:
         self._work = work
         self._log = (work / "qemu.log").open("wb")
         sockets = [
@@ -46,8 +46,8 @@ class Qemu:
             "-gdb",
             f"unix:{work}/gdb.sock,server=on,wait=off",
         ]
-        command = ["qemu-system-x86_64", *arguments, *sockets]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        words = [*command, *sockets]
+        self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> Self:
         self._sock = connect(self._work / "qmp.sock", self.process)
