@@ -7,6 +7,8 @@ Source: Linux include/linux/cpumask.h (masks of nr_cpu_ids bits in unsigned long
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
@@ -80,6 +82,19 @@ class Cpus:
             if cpu.online:
                 cpu.current_task = self._kernel.memory.number(place + offsets[number] & _ALL)
         return answer
+
+    def following(self, cpu: system_pb2.Cpu) -> int:
+        """The task that the scheduler has last chosen for a CPU, which may still be switching to it: ``rq->curr``.
+
+        :raises KvmError: NO_TYPES, CORRUPT_DATA, or the fault of the page that holds a CPU's variables.
+        """
+        place = self._kernel.address("runqueues") + self._chosen.offsets["task"]
+        return self._kernel.memory.number(place + cpu.offset & _ALL)
+
+    @cached_property
+    def _chosen(self) -> Fields:
+        self._kernel.need_types()
+        return Fields(self._kernel.prog, self._kernel.memory.kernel, "struct rq", {"task": ("curr",)})
 
     def _current(self) -> int:
         """The address of the per-CPU pointer to the running task."""

@@ -14,7 +14,7 @@ from kvmd.errors import KvmError, Reason, error
 from kvmd.images.linux.live_chain import changed
 from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.unwind import At
-from kvmd.v1 import stack_pb2
+from kvmd.v1 import stack_pb2, system_pb2
 
 _TRIES = 4
 
@@ -53,6 +53,9 @@ class LiveStacks(Stacks):
     def _task_of(self, number: int) -> int:
         # What it ran may sleep by now, and another run there: then its stack would be that of no CPU.
         raise _runs(self._task(super()._task_of(number)))
+
+    def _runner(self, cpu: system_pb2.Cpu) -> int:
+        return cpu.current_task
 
     def _cpu(self, address: int, task: dict[str, Any]) -> int | None:
         if task["on_cpu"] is not None:  # which says it better, as long as there may be several CPUs

@@ -7,6 +7,7 @@ of one that runs are where :mod:`~kvmd.images.linux.prstatus` finds them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvmd.images.linux.prstatus import SavedRegisters
 from kvmd.images.linux.tasks import Tasks
 from kvmd.images.linux.unwind import At, Stop
 from kvmd.images.linux.unwinders import unwinder_of
-from kvmd.v1 import error_pb2, stack_pb2
+from kvmd.v1 import error_pb2, stack_pb2, system_pb2
 
 _TASK = {
     "pid": ("pid",),
@@ -76,7 +77,20 @@ class Stacks:
     @cached_property
     def _running(self) -> dict[int, int]:
         """What the CPUs run: the address of the task, and the CPU."""
-        return {cpu.current_task: cpu.number for cpu in self._cpus.describe().cpus if cpu.online}
+        return {self._runner(cpu): cpu.number for cpu in self._cpus.describe().cpus if cpu.online}
+
+    def _runner(self, cpu: system_pb2.Cpu) -> int:
+        """The task of a CPU: on x86-64 the next one's stack is in use before it is the current one (__switch_to)."""
+        registers = self._registers.of(cpu.number)
+        following = self._cpus.following(cpu) if registers else cpu.current_task
+        if registers and following != cpu.current_task:
+            with suppress(Stop):  # in user space: nothing is switched there
+                if self._unwinder.entered(registers).sp in self._own(self._task(following)):
+                    return following
+        return cpu.current_task
+
+    def _own(self, task: dict[str, Any]) -> range:
+        return range(task["stack"], task["stack"] + self._unwinder.stack_size)
 
     def _cpu(self, address: int, _task: dict[str, Any]) -> int | None:
         """The CPU that runs a task."""
@@ -122,7 +136,7 @@ class Stacks:
             except Stop as stop:
                 stack.end = stop.end
                 return stack
-            self._unwind(stack, start, range(task["stack"], task["stack"] + self._unwinder.stack_size))
+            self._unwind(stack, start, self._own(task))
             return stack
 
     def _start(self, task: dict[str, Any], cpu: int | None) -> At:

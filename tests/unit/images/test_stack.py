@@ -16,6 +16,7 @@ import pytest
 
 from images import DATA
 from kvmd.errors import KvmError, Reason
+from kvmd.images.linux.cpus import Cpus
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.stack import Stacks
 from kvmd.images.linux.tasks import Tasks
@@ -113,6 +114,25 @@ def test_the_cpu_that_panicked(stacks: Stacks) -> None:
     assert stack.frames[1].offset == stack.frames[1].pc - TRUTH_SYMBOLS["panic"][0]
 
 
+def test_a_cpu_that_switches_tasks_runs_the_one_whose_stack_it_is_on(whole: Overlay) -> None:
+    """__switch_to has the next task's stack, and makes it the current one only at its end."""
+    cpu = next(c for c in Cpus(whole).describe().cpus if c.number == 1)  # type: ignore[arg-type]
+    place = whole.address("current_task") + cpu.offset & (1 << 64) - 1
+    panicked, other = cpu.current_task, TASKS[2]
+    whole.put(place, other)
+    stacks = made(whole)
+    (stack,) = stacks.select(stack_pb2.GetStackRequest(cpu=1))
+    assert (stack.task_address, stack.cpu) == (panicked, 1)
+    check(stack, TRUTH["cpus"]["1"])
+    assert not one(stacks, 2).HasField("cpu")
+    whole.put(place, panicked)
+    rq = whole.prog.type("struct rq").member("curr").offset
+    whole.put(whole.address("runqueues") + cpu.offset + rq & (1 << 64) - 1, other)  # chosen, not switched to yet
+    (stack,) = made(whole).select(stack_pb2.GetStackRequest(cpu=1))
+    assert stack.task_address == panicked
+
+
+TASKS = {pid: address for pid, _, address in json.loads((FOLDER / "dwarf.json").read_text())["tasks"]}
 TRUTH_SYMBOLS = json.loads((FOLDER / "dwarf.json").read_text())["symbols"]
 
 
