@@ -1,8 +1,8 @@
 """Types of the kernel variables that BTF leaves out, and a drgn object finder for them.
 
-The kernel's BTF describes per-CPU variables only (since Linux 6.16 some builds describe all). The table below names the
-variables that kvmd and drgn's helpers look at; where a name was declared in several ways, all are listed, newest first,
-and the first whose types exist counts. Addresses come from the symbol table.
+The kernel's BTF describes per-CPU variables only (since Linux 6.16 some builds describe all), and that of Debian's 5.10
+not even these. The table below names the variables that kvmd and drgn's helpers look at; where a name was declared in
+several ways, all are listed, newest first, and the first whose types exist counts. Addresses come from the symbol table.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "kernel_cpustat": ("struct kernel_cpustat",),
     "tick_cpu_sched": ("struct tick_sched",),
     "current_task": ("struct task_struct *",),
+    "cpu_number": ("int",),
+    "hardirq_stack_ptr": ("struct irq_stack *",),
+    "exception_stacks": ("struct exception_stacks",),
     "node_states": ("nodemask_t []",),
     "nr_node_ids": ("unsigned int",),
     # Memory management.
@@ -72,7 +75,9 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "max_mapnr": ("unsigned long",),
     "vm_node_stat": ("atomic_long_t []",),
     "vm_zone_stat": ("atomic_long_t []",),
+    "vm_numa_stat": ("atomic_long_t []",),
     "vm_numa_event": ("atomic_long_t []",),
+    "vm_event_states": ("struct vm_event_state",),
     "vm_committed_as": ("struct percpu_counter",),
     "vmap_area_list": ("struct list_head",),
     "vmap_area_root": ("struct rb_root",),
