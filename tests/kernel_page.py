@@ -40,6 +40,7 @@ FIXTURES: dict[str, Callable[[], Truth]] = {
     "6.1, no KALLSYMS_ALL": lambda: of_fixture("x86-no-data-symbols"),
     "6.1 of Debian, panicked": lambda: of_fixture("debian-6.1-panic"),
     "6.1 of Debian, arm64, no KALLSYMS_ALL": lambda: of_fixture("arm64-6.1"),
+    "6.1, s390x": lambda: of_fixture("s390x-6.1"),
 }
 
 
@@ -98,7 +99,8 @@ def tasks(truth: Truth) -> str:
     """Every task, by pid, name and address."""
     if not truth.tasks:
         return NONE
-    ours = {(s.pid, s.comm.decode("utf-8", "replace"), s.task_address) for s in truth.stacks()}
+    threads = truth.image.processes(process_pb2.GetProcsRequest(threads=True))
+    ours = {(t.pid, t.comm.decode("utf-8", "replace"), t.task_address) for t in threads}
     return share(task in ours for task in truth.tasks)
 
 
@@ -131,11 +133,16 @@ def proc_stacks(truth: Truth) -> str:
 
 
 def unwound(truth: Truth) -> str:
-    """Return addresses of tasks that did not run."""
+    """Return addresses of tasks, and of what CPUs ran."""
     if not truth.unwound:
         return NONE
-    ours = {s.pid: [frame.pc for frame in s.frames] for s in truth.stacks() if not s.HasField("cpu")}
-    return share(ours[pid] == pcs for pid, pcs in truth.unwound.items() if pid in ours)
+    stacks = [(stack, [frame.pc for frame in stack.frames]) for stack in truth.stacks()]
+    ours = {stack.pid: pcs for stack, pcs in stacks}
+    running = {stack.cpu: pcs for stack, pcs in stacks if stack.HasField("cpu")}
+    return share(
+        [ours.get(pid) == pcs for pid, pcs in truth.unwound.items()]
+        + [running.get(cpu) == pcs for cpu, pcs in truth.running.items()]
+    )
 
 
 CHECKS: dict[str, Callable[[Truth], str]] = {
@@ -180,26 +187,31 @@ than what the dumps of `tests/data` give.
 
 Each cell says how many of the truth's items kvmd gives exactly so, from the dump alone. The truth of symbols,
 processes, argv and environ is the guest's own /proc; that of members (offset and size of about 100 of structs that
-kvmd reads), tasks (by address), log and stacks (return addresses of tasks that did not run) is drgn's with the DWARF
-vmlinux of the same build. "-": nothing was recorded. Strings that are missing were swapped out, or left out when the
-dump was made small. "VMCOREINFO": where it was found: the dump's note, its text in memory, or made anew from kallsyms,
-the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no VMCOREINFO": as of a
-kernel that was built without it, too: such a kernel is not found if it is arm64's, or if it has no KALLSYMS_ALL either
-(NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a kernel without KALLSYMS_ALL
-the data objects count among the symbols.
+kvmd reads), tasks (threads, by address), log and stacks (return addresses of every task, and of what each CPU ran) is
+drgn's with the DWARF vmlinux of the same build. "-": nothing was recorded. Strings that are missing were swapped out,
+or left out when the dump was made small. "VMCOREINFO": where it was found: the dump's note, its text in memory, or made
+anew from kallsyms, the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no
+VMCOREINFO": as of a kernel that was built without it, too: such a kernel is not found if it is arm64's, or if it has no
+KALLSYMS_ALL either (NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a kernel
+without KALLSYMS_ALL the data objects count among the symbols.
 
 ## Small dumps, in the repository
+
+Kernels of Debian's own build are called so; the others are small ones, built of the source of 5.10.223, 5.15.100 (which
+Debian has never had), 6.1.176 and 6.1.192. Those of 6.1 and of 6.1 with 5 levels of page tables were built without ORC,
+and stacks of s390x can't be unwound by kvmd or drgn: there are no stacks to compare.
 
 """
 BETWEEN = """
 ## Whole dumps
 
-Of Debian's cloud kernels with 768 MiB of memory, booted, dumped and compared by `python tests/guest/kernels.py`
-(`tests/data/kernels.json`). Here the log is what /dev/kmsg gave, and stacks are compared with /proc/PID/stack, too: of
-the one that differs, the task ran once more before the dump. "No device": dumped by QEMU without its vmcoreinfo
-device, "wiped": with no VMCOREINFO in memory either. The kernel of arm64, which has no KALLSYMS_ALL, had 128 MiB, and
-no log or /proc/PID/stack was recorded of it; its row without the device is the same dump without the note.
-How long it takes: `python -m bench.scan`.
+Of kernels that ran Debian 12 with systemd in 768 MiB of memory, booted, dumped and compared by
+`python tests/guest/kernels.py` (`tests/data/kernels.json`). 5.10, 6.1, 6.12 and 7.2 are Debian's cloud kernels, of
+x86-64 but for arm64's, which has no KALLSYMS_ALL. 5.15 and the kernel of x86-64 without KALLSYMS_ALL were built of
+5.15.100 and 6.1.176 by `tests/guest/build_kernel`, since Debian has neither. Here the log is what /dev/kmsg gave, and
+stacks are compared with /proc/PID/stack, too, of every task that had not run any more before the dump. "No device":
+dumped by QEMU without its vmcoreinfo device; "no VMCOREINFO": built without CONFIG_CRASH_CORE; "wiped": dumped without
+the device, and with VMCOREINFO taken out of memory. How long it takes: `python -m bench.scan`.
 
 """
 

@@ -38,7 +38,8 @@ class Truth:
     :ivar tasks: pid, name and address.
     :ivar log: number and text of records.
     :ivar proc_stacks: by pid, function and offset of the frames that /proc/PID/stack showed.
-    :ivar unwound: by pid, the return addresses of sleeping tasks.
+    :ivar unwound: by pid, the return addresses of tasks.
+    :ivar running: by CPU, those of what it ran; none in user space.
     :ivar facts: what was measured.
     """
 
@@ -50,6 +51,7 @@ class Truth:
     strings: list[String]
     log: list[tuple[int, str]]
     unwound: dict[int, list[int]]
+    running: dict[int, list[int]]
     proc_stacks: dict[int, list[list[Any]]] = field(default_factory=dict)
     stacks: Callable[[], Iterable[stack_pb2.Stack]] = tuple
     facts: dict[str, str] = field(default_factory=dict)
@@ -105,6 +107,7 @@ def of_fixture(folder: str, change: Callable[[str], bytes] | None = None) -> Tru
         [string for p in alive if not p["kthread"] and p["state"] != "Z" for string in _strings(p)],
         [(number, text) for number, text in dwarf.get("log", ())],
         {int(pid): _returns(frames) for pid, frames in stacks.get("tasks", {}).items() if int(pid) not in ended},
+        {int(cpu): _returns(frames) for cpu, frames in stacks.get("cpus", {}).items()},
         stacks=lambda: _stacks(folder, image, stacks),
     )
 

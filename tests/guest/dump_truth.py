@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import drgn
-from drgn.helpers.linux.pid import for_each_task
+from drgn.helpers.linux.cpumask import for_each_online_cpu
+from drgn.helpers.linux.pid import find_task, for_each_task
+from drgn.helpers.linux.sched import cpu_curr
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -45,7 +47,8 @@ def of_dump(place: Path) -> Truth:
         [string for p in listed for string in strings(p)],
         [(number, text) for number, text in guest["log"]],
         dict(unwound(prog)),
-        {p["pid"]: p["stack"] for p in listed if p["stack"]},
+        {cpu: returns(prog.stack_trace(cpu_curr(prog, cpu))) for cpu in for_each_online_cpu(prog)},
+        {p["pid"]: p["stack"] for p in listed if p["stack"] and p["switches"] == switches(prog, p["pid"])},
         lambda: image.stacks(stack_pb2.GetStackRequest()),
         {"memory": f"{sum(map(len, layout.runs())) >> 20} MiB"},
     )
@@ -83,10 +86,19 @@ def strings(p: dict[str, Any]) -> Iterator[String]:
             yield p["pid"], kind, bytes.fromhex(p[name])
 
 
+def switches(prog: drgn.Program, pid: int) -> int:
+    """How often a task was switched from; -1 of one that runs."""
+    task = find_task(prog, pid)
+    return -1 if task.on_cpu else int((task.nvcsw + task.nivcsw).value_())
+
+
 def unwound(prog: drgn.Program) -> Iterator[tuple[int, list[int]]]:
     """Every task's return addresses."""
     for task in for_each_task(prog):
         if task.pid.value_() and not task.exit_state.value_():
-            # drgn goes on in user space, and there by guesses.
-            trace = takewhile(lambda frame: frame.pc >> 63, prog.stack_trace(task))
-            yield task.pid.value_(), [frame.pc for frame in trace if not frame.is_inline]
+            yield task.pid.value_(), returns(prog.stack_trace(task))
+
+
+def returns(trace: drgn.StackTrace) -> list[int]:
+    """The kernel's: drgn goes on in user space, and there by guesses."""
+    return [frame.pc for frame in takewhile(lambda frame: frame.pc >> 63, trace) if not frame.is_inline]

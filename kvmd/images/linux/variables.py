@@ -2,7 +2,7 @@
 
 The kernel's BTF describes per-CPU variables only (since Linux 6.16 some builds describe all), and that of Debian's 5.10
 not even these. The table below names the variables that kvmd and drgn's helpers look at; where a name was declared in
-several ways, all are listed, newest first, and the first whose types exist counts. Addresses come from the symbol table.
+several ways, all are listed, newest first, and the first whose types exist counts. Addresses come from symbol tables.
 """
 
 from __future__ import annotations

@@ -16,13 +16,19 @@ from pathlib import Path
 from typing import Any
 
 _FRAME = re.compile(r"\[<0>\] (\S+)\+(0x[0-9a-f]+)/")
+_SWITCHES = re.compile(r"ctxt_switches:\s*(\d+)")
 _RECORDS = 1 << 16
 
 
 def process(path: Path) -> dict[str, Any]:
-    """What /proc says of a process; bytes as hexadecimal digits."""
+    """What /proc says of a process; bytes as hexadecimal digits.
+
+    How often it was switched from comes first: if that is the same in the dump, so is its stack.
+    """
+    switches = sum(map(int, _SWITCHES.findall((path / "status").read_text(errors="surrogateescape"))))
     head, _, rest = (path / "stat").read_text(errors="surrogateescape").rpartition(")")
     return {
+        "switches": switches,
         "pid": int(path.name),
         "ppid": int(rest.split()[1]),
         "comm": head.partition("(")[2],
@@ -67,7 +73,8 @@ def main() -> None:
     # A file of more than a page: what /proc is asked for while it is read changes none of it.
     shutil.copyfile("/proc/kallsyms", out / "kallsyms")
     first, again = processes(), processes()
-    steady = [p for pid, p in first.items() if again.get(pid) == p and pid != os.getpid()]
+    before = {pid: p | {"switches": again[pid]["switches"]} for pid, p in first.items() if pid in again}
+    steady = [p for pid, p in again.items() if before.get(pid) == p and pid != os.getpid()]
     text = Path("/proc/version").read_text()
     (out / "truth.json").write_text(
         json.dumps({"release": os.uname().release, "banner": text, "processes": steady, "log": log()})
