@@ -198,8 +198,7 @@ without KALLSYMS_ALL the data objects count among the symbols.
 ## Small dumps, in the repository
 
 Kernels of Debian's own build are called so; the others are small ones, built of the source of 5.10.223, 5.15.100 (which
-Debian has never had), 6.1.176 and 6.1.192. Those of 6.1 and of 6.1 with 5 levels of page tables were built without ORC,
-and stacks of s390x can't be unwound by kvmd or drgn: there are no stacks to compare.
+Debian has never had), 6.1.176 and 6.1.192. kvmd unwinds no stacks of s390x.
 
 """
 BETWEEN = """

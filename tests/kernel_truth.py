@@ -96,7 +96,9 @@ def of_fixture(folder: str, change: Callable[[str], bytes] | None = None) -> Tru
         image = read(path)
     dwarf = _document(folder, "dwarf.json")
     stacks = _document(folder, "stacks.json")
-    alive = [p for p in truth["processes"] if p["pid"] in truth["pids_at_end"]]
+    # One that the guest had seen in its last moment ended before the panic.
+    there = {pid for pid, _, _ in dwarf.get("tasks", ())} or truth["pids_at_end"]
+    alive = [p for p in truth["processes"] if p["pid"] in truth["pids_at_end"] and p["pid"] in there]
     ended = {p["pid"] for p in alive if p["state"] == "Z"}
     return Truth(
         image,

@@ -18,6 +18,9 @@ def test_the_rest_of_the_page() -> None:
     assert "\n".join(table(whole)) + "\n" == REST
     for row in whole.values():
         assert list(row)[: len(WHOLE_CHECKS)] == list(WHOLE_CHECKS)
+        counts = [cell.split(" of ") for cell in row.values() if " of " in cell]
+        assert len(counts) == len(WHOLE_CHECKS) - 2
+        assert all(right == number for right, number in counts), row
 
 
 @pytest.mark.parametrize("name", FIXTURES)
