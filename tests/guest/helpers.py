@@ -1,7 +1,9 @@
 """Calls every helper of drgn.helpers.linux on an image, with arguments out of the image, and tells what happened.
 
     python tests/guest/helpers.py truth VMLINUX DUMP > tests/data/FOLDER/helpers.json   # drgn alone, with DWARF
-    python tests/guest/helpers.py table DUMP... > docs/drgn-helpers.md                  # kvmd's types and symbols
+    python tests/guest/helpers.py table PLACE... > docs/drgn-helpers.md                 # kvmd's types and symbols
+
+A place is a dump, or a directory of kernels.py with ``vmcore`` and ``vmlinux``: there, both are compared.
 
 A helper works if it raises nothing; one that yields is drawn from up to a bound. ``samples.py`` says where arguments
 come from.
@@ -41,8 +43,9 @@ BUILT_IN = {
 class Outcome(NamedTuple):
     """What a call gave.
 
-    :ivar how: ``works``; ``lacks``: the type of a variable that the kernel has; ``absent``: the kernel has no such
-        variable, type or member; ``fails``: on the dump's data; ``no sample``: nothing to call it with.
+    :ivar how: ``works``; ``lacks``: the type of a variable that the kernel has; ``unfound``: a variable that it has
+        by DWARF alone; ``absent``: the kernel has no such variable, type or member; ``fails``: on the dump's data;
+        ``no sample``: nothing to call it with.
     """
 
     how: str
@@ -127,56 +130,85 @@ def _how(e: Exception, known: Callable[[str], object]) -> str:
 
 
 def with_kvmd(path: str) -> tuple[str, dict[str, Outcome]]:
-    """The kernel's release, and what helpers give with kvmd's finders and no file beside the dump."""
+    """The kernel's name, and what helpers give with kvmd's finders and no file beside the dump."""
     from kvmd.images.base import File, Files
     from kvmd.images.linux.image import LinuxImage
+    from kvmd.v1 import symbol_pb2
 
     kernel = LinuxImage(Files(File(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path))).kernel
     kernel.need_types()
-    return kernel.info.release, survey(kernel.prog, kernel.builtin)
+    task = kernel.builtin("init_task")
+    searched = task is not None and task.source in (symbol_pb2.SYMBOL_SOURCE_CODE, symbol_pb2.SYMBOL_SOURCE_CONTENT)
+    name = kernel.info.release + (", no KALLSYMS_ALL" if searched else "")
+    return name, survey(kernel.prog, kernel.builtin)
 
 
-HOWS = ("works", "lacks", "absent", "fails", "no sample")
+def with_dwarf(vmlinux: str, dump: str) -> dict[str, Outcome]:
+    """What helpers give with the kernel's vmlinux."""
+    prog = drgn.Program()
+    prog.set_core_dump(dump)
+    prog.load_debug_info([vmlinux])
+    return survey(prog, lambda name: False)
 
 
-def table(paths: list[str]) -> Iterator[str]:
+HOWS = ("works", "lacks", "unfound", "absent", "fails", "no sample")
+
+
+def compared(place: str) -> tuple[str, dict[str, Outcome], str]:
+    """A kernel's name, what helpers give, and of how many that work with DWARF the result is the same."""
+    if not os.path.isdir(place):
+        return *with_kvmd(place), "-"
+    kernel, found = with_kvmd(f"{place}/vmcore")
+    truth = with_dwarf(f"{place}/vmlinux", f"{place}/vmcore")
+    for name, outcome in found.items():
+        if outcome.how == "absent" and truth[name].how != "absent":
+            found[name] = outcome._replace(how="unfound")
+    same = [found[name] == outcome for name, outcome in truth.items() if outcome.how == "works"]
+    return kernel, found, f"{sum(same)} of {len(same)}"
+
+
+def table(places: list[str]) -> Iterator[str]:
     """Give the document."""
-    surveys = dict(map(with_kvmd, paths))
+    rows = [compared(place) for place in places]
     yield HEAD
-    yield "| kernel | work | lack a variable's type | not in this kernel | fail on the dump's data | not tried |"
-    yield "|---" * 6 + "|"
-    for release, found in surveys.items():
+    yield "| kernel | work | lack a variable's type | not found | not in this kernel | fail on the dump's data " + (
+        "| not tried | as with DWARF |"
+    )
+    yield "|---" * (len(HOWS) + 2) + "|"
+    for kernel, found, same in rows:
         hows = [outcome.how for outcome in found.values()]
-        yield f"| {release} | " + " | ".join(str(hows.count(how)) for how in HOWS) + " |"
+        yield f"| {kernel} | " + " | ".join(str(hows.count(how)) for how in HOWS) + f" | {same} |"
     yield "\n## What does not work\n"
-    yield "| helper | " + " | ".join(surveys) + " |"
-    yield "|---" * (len(surveys) + 1) + "|"
-    for name in next(iter(surveys.values())):
-        outcomes = [found[name] for found in surveys.values()]
+    yield "| helper | " + " | ".join(kernel for kernel, _, _ in rows) + " |"
+    yield "|---" * (len(rows) + 1) + "|"
+    for name in rows[0][1]:
+        outcomes = [found[name] for _, found, _ in rows]
         if any(outcome.how != "works" for outcome in outcomes):
             yield f"| {name} | " + " | ".join(map(_cell, outcomes)) + " |"
 
 
+_PLAIN = {"works": "works", "no sample": "not tried", "unfound": "not found"}
+
+
 def _cell(outcome: Outcome) -> str:
-    if not outcome.how.startswith(("lacks", "absent", "fails")):
-        return {"works": "works", "no sample": "not tried"}[outcome.how]
+    if outcome.how in _PLAIN:
+        return _PLAIN[outcome.how]
     text = re.sub(r"0x[0-9a-f]{6,}|\b\d{6,}\b", "N", str(outcome.what)).replace("|", "/")
     return f"{outcome.how}: {text.partition(': ')[2][:80]}"
 
 
 HEAD = """# drgn's helpers without debuginfo
 
-Made by `python tests/guest/helpers.py table DUMP...`; `tests/unit/images/test_helpers.py` keeps the count from going
-down.
+Made by `python tests/guest/helpers.py table PLACE...` of dumps that `tests/guest/kernels.py` made and of one in
+`tests/data`; `tests/unit/images/test_helpers.py` keeps the count from going down.
 
 drgn's functions of `drgn.helpers.linux`, each called on a dump with no file beside it, with the types and symbols that
 kvmd finds inside it, and with arguments out of the dump (`tests/guest/samples.py`). "Works" means that nothing was
-raised, and of the Debian 6.1 dump that the result is what drgn gives with the DWARF vmlinux of the same build. "Lacks":
-the kernel has the variable, but its type is not known. "Absent": the kernel was built without it, or has no such member
-any more; drgn would not find it with DWARF either. Of 6.1.176-nodata and 6.1.0-56-cloud-arm64, which were built without
-CONFIG_KALLSYMS_ALL, it may also be a variable that kvmd does not find: their symbol tables have no data, and what is
-looked for, and how it is proved, is in `kvmd/images/linux/objects/`. "Not tried": nothing in these dumps is of the kind
-that the function takes.
+raised; "as with DWARF", of how many that work with the DWARF vmlinux of the same build the result is the same. "Lack":
+the kernel has the variable, but its type is not known. "Not found": of a kernel without KALLSYMS_ALL, whose symbol
+table has no data, what kvmd does not look for: what it does, and how that is proved, is in
+`kvmd/images/linux/objects/`. "Not in this kernel": it was built without it, or has no such member any more; drgn does not find it with
+DWARF either. "Not tried": nothing in these dumps is of the kind that the function takes.
 """
 
 
@@ -187,10 +219,7 @@ def main() -> None:
         sys.stdout.write("\n".join(table(paths)) + "\n")
         return
     vmlinux, dump = paths
-    prog = drgn.Program()
-    prog.set_core_dump(dump)
-    prog.load_debug_info([vmlinux])
-    found = survey(prog, lambda name: False)
+    found = with_dwarf(vmlinux, dump)
     json.dump({name: list(outcome) for name, outcome in found.items()}, sys.stdout, indent=0)
     sys.stdout.write("\n")
 

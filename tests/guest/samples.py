@@ -7,7 +7,7 @@ from typing import Any
 
 from drgn import Object, Program
 from drgn.helpers.linux import block, device, fs, irq, mm, mmzone, module, net, pci, pid, sched, slab, swap, sysfs
-from drgn.helpers.linux.list import list_first_entry
+from drgn.helpers.linux.list import list_first_entry, list_for_each_entry
 from drgn.helpers.linux.percpu import per_cpu
 
 
@@ -149,8 +149,16 @@ def _waitqueue(s: Samples) -> Object:
     return s.of(S.task).signal.wait_chldexit.address_of_()
 
 
+def _kthread(s: Samples) -> Object:
+    """Of kthreadd itself there is a struct kthread since 5.17."""
+    first = pid.find_task(s.prog, 2)
+    if first.vfork_done:
+        return first
+    return next(list_for_each_entry("struct task_struct", first.children.address_of_(), "sibling"))
+
+
 def _swait(s: Samples) -> Object:
-    return pid.find_task(s.prog, 2).vfork_done.wait.address_of_()
+    return _kthread(s).vfork_done.wait.address_of_()
 
 
 def _css(s: Samples) -> Object:
@@ -290,8 +298,8 @@ TABLE: dict[str, Sample] = {
     "sigset": lambda s: s.of(S.task).blocked,
     "wq": _waitqueue,
     "swait:wq": _swait,
-    "kthread.kthread_data:task": lambda s: pid.find_task(s.prog, 2),
-    "completion": lambda s: pid.find_task(s.prog, 2).vfork_done,
+    "kthread.kthread_data:task": _kthread,
+    "completion": lambda s: _kthread(s).vfork_done,
     "lock": lambda s: s.prog["cgroup_mutex"].address_of_(),
     "sem": _of_field("mmap_lock", S.mm),
     "user.find_user:uid": _constant(0),
