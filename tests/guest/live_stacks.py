@@ -12,15 +12,17 @@ from libkvm import KvmError, Stack
 from libkvm.client import Client
 
 _LINE = re.compile(r"\[<0>\] (\S+)\+(0x[0-9a-f]+)/")
+_SWITCHES = re.compile(r"ctxt_switches:\s*(\d+)")
 _ALIASES = ("__sched_text_start", "__sched_text_end")
 
 
-def _shown(pid: int, thread: int) -> list[tuple[str, int]] | None:
-    """What /proc says; None once it's gone."""
+def _shown(pid: int, thread: int) -> tuple[int, list[tuple[str, int]]] | None:
+    """What /proc says: how often a thread was switched from, and its stack; None once it's gone."""
+    place = Path(f"/proc/{pid}/task/{thread}")
     with suppress(OSError):
-        lines = Path(f"/proc/{pid}/task/{thread}/stack").read_text().splitlines()
-        matches = [_LINE.match(line) for line in lines]
-        return [(match[1], int(match[2], 16)) for match in matches if match]
+        switches = sum(map(int, _SWITCHES.findall((place / "status").read_text(errors="surrogateescape"))))
+        matches = [_LINE.match(line) for line in (place / "stack").read_text().splitlines()]
+        return switches, [(match[1], int(match[2], 16)) for match in matches if match]
     return None
 
 
@@ -50,14 +52,15 @@ def stacks() -> str:
             continue
         if stack.pid in serving:  # which sleep and wake for this very call
             continue
-        if not stack.frames or before.get(stack.pid) is None or before[stack.pid] != after.get(stack.pid):
+        shown = before.get(stack.pid)
+        if not stack.frames or shown is None or shown != after.get(stack.pid):
             racing += 1
             continue
         # The kernel leaves out the scheduler's own functions.
         ours = [(f.symbol, f.offset) for f in stack.frames if not bounds[0] <= f.pc < bounds[1]]
         compared += 1
-        if ours != before[stack.pid] or not stack.complete:
-            wrong.append((stack, before[stack.pid]))
+        if ours != shown[1] or not stack.complete:
+            wrong.append((stack, shown))
     assert not wrong, f"{len(wrong)} of {compared}: {wrong[:3]}"
     assert compared > 40, compared
     assert running, "a process ran all the time"
