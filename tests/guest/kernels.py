@@ -3,10 +3,10 @@
     python tests/guest/kernels.py boot CACHE [NAME...]          # dumps in CACHE/kernels, with truth and vmlinux
     python tests/guest/kernels.py compare DIR...    # into tests/data/kernels.json, for tests/kernel_page.py
 
-``setup CACHE`` must have run. Kernels that are no package of Debian's are built (``build_kernel``): of 5.15 and 6.1,
-whose sources you have unpacked as CACHE/linux-5.15 and CACHE/linux-6.1 (https://cdn.kernel.org/pub/linux/kernel).
-A directory of ``compare`` holds ``vmcore``, ``truth.json`` and ``kallsyms`` of the guest, and ``vmlinux`` with DWARF
-of the same build: any kernel that was booted by other means can have one, too.
+``setup CACHE`` must have run; arm64's kernel needs qemu-system-arm, too. Kernels that are no package of Debian's are
+built (``build_kernel``): of 5.15 and 6.1, whose sources you have unpacked as CACHE/linux-5.15 and CACHE/linux-6.1
+(https://cdn.kernel.org/pub/linux/kernel). A directory of ``compare`` holds ``vmcore``, ``truth.json`` and ``kallsyms``
+of the guest, and ``vmlinux`` with DWARF of the same build: any kernel that was booted by other means can have one, too.
 """
 
 from __future__ import annotations
