@@ -198,7 +198,10 @@ without KALLSYMS_ALL the data objects count among the symbols.
 ## Small dumps, in the repository
 
 Kernels of Debian's own build are called so; the others are small ones, built of the source of 5.10.223, 5.15.100 (which
-Debian has never had), 6.1.176 and 6.1.192. kvmd unwinds no stacks of s390x.
+Debian has never had), 6.1.176 and 6.1.192. The vmlinux of the latter, of the rows "6.1" and "6.1, 5 levels", is gone:
+their truth is of one that was built again of the same source and configuration, by the same compiler, and whose
+symbols, but for 52 at the end of BTF, are those of the guest. That kernel has no ORC, and kvmd unwinds no stacks of
+s390x: there are none to compare.
 
 """
 BETWEEN = """

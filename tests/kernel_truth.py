@@ -100,9 +100,11 @@ def of_fixture(folder: str, change: Callable[[str], bytes] | None = None) -> Tru
     there = {pid for pid, _, _ in dwarf.get("tasks", ())} or truth["pids_at_end"]
     alive = [p for p in truth["processes"] if p["pid"] in truth["pids_at_end"] and p["pid"] in there]
     ended = {p["pid"] for p in alive if p["state"] == "Z"}
+    symbols = _symbols(folder, truth)
+    listed = {name for name, _ in symbols}
     return Truth(
         image,
-        _symbols(folder, truth) + [(name, value) for name, (value, _) in dwarf.get("objects", {}).items()],
+        symbols + [(name, value) for name, (value, _) in dwarf.get("objects", {}).items() if name not in listed],
         dwarf.get("members", {}),
         [(pid, comm, address) for pid, comm, address in dwarf.get("tasks", ())],
         [(p["pid"], p["ppid"], p["comm"].encode("utf-8", "surrogateescape")) for p in alive],
