@@ -144,7 +144,7 @@ def rank(symbol: Symbol) -> tuple[int, bool, bool, int, str]:
     """Of several symbols that hold an address, the least of these names it, as in the kernel's own traces.
 
     That is the one that begins last, and of those that begin together the first of kallsyms: Linux scripts/kallsyms.c
-    (compare_symbols, 5.10 to 6.12) puts weak ones last, then the linker's marks of where sections begin and end, then
+    (compare_symbols, 5.10 to 7.2) puts weak ones last, then the linker's marks of where sections begin and end, then
     what begins with more underscores, and leaves the rest in the order of nm(1), by name.
     """
     name, plain = symbol.name, symbol.name.lstrip("_")
