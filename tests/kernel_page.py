@@ -38,8 +38,10 @@ FIXTURES: dict[str, Callable[[], Truth]] = {
     "6.1, 5 levels": lambda: of_fixture("la57"),
     "6.1, 5 levels, no VMCOREINFO": lambda: of_fixture("la57", wiped),
     "6.1, no KALLSYMS_ALL": lambda: of_fixture("x86-no-data-symbols"),
+    "6.1, no KALLSYMS_ALL, no VMCOREINFO": lambda: of_fixture("x86-no-data-symbols", wiped),
     "6.1 of Debian, panicked": lambda: of_fixture("debian-6.1-panic"),
     "6.1 of Debian, arm64, no KALLSYMS_ALL": lambda: of_fixture("arm64-6.1"),
+    "6.1 of Debian, arm64, no KALLSYMS_ALL, no VMCOREINFO": lambda: of_fixture("arm64-6.1", wiped),
     "6.1, s390x": lambda: of_fixture("s390x-6.1"),
 }
 
@@ -191,9 +193,9 @@ kvmd reads), tasks (threads, by address), log and stacks (return addresses of ev
 drgn's with the DWARF vmlinux of the same build. "-": nothing was recorded. Strings that are missing were swapped out,
 or left out when the dump was made small. "VMCOREINFO": where it was found: the dump's note, its text in memory, or made
 anew from kallsyms, the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no
-VMCOREINFO": as of a kernel that was built without it, too: such a kernel is not found if it is arm64's, or if it has no
-KALLSYMS_ALL either (NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a kernel
-without KALLSYMS_ALL the data objects count among the symbols.
+VMCOREINFO": as of a kernel that was built without it, too: since 7.0 such a kernel is not found if it is arm64's, or if
+it has no KALLSYMS_ALL either (NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a
+kernel without KALLSYMS_ALL the data objects count among the symbols.
 
 ## Small dumps, in the repository
 

@@ -205,10 +205,10 @@ Made by `python tests/guest/helpers.py table PLACE...` of dumps that `tests/gues
 drgn's functions of `drgn.helpers.linux`, each called on a dump with no file beside it, with the types and symbols that
 kvmd finds inside it, and with arguments out of the dump (`tests/guest/samples.py`). "Works" means that nothing was
 raised; "as with DWARF", of how many that work with the DWARF vmlinux of the same build the result is the same. "Lack":
-the kernel has the variable, but its type is not known. "Not found": of a kernel without KALLSYMS_ALL, whose symbol
-table has no data, what kvmd does not look for: what it does, and how that is proved, is in
-`kvmd/images/linux/objects/`. "Not in this kernel": it was built without it, or has no such member any more; drgn does not find it with
-DWARF either. "Not tried": nothing in these dumps is of the kind that the function takes.
+the kernel has the variable, but its type is not known. "Not found": of a kernel without KALLSYMS_ALL, whose symbol table
+has no data, what kvmd does not look for: what it does, and how that is proved, is in `kvmd/images/linux/objects/`. "Not
+in this kernel": it was built without it, or has no such member any more; drgn does not find it with DWARF either. "Not
+tried": nothing in these dumps is of the kind that the function takes.
 """
 
 

@@ -75,6 +75,7 @@ _5_10 = Debian("bullseye", "linux-image-5.10.0-32-cloud-amd64")
 _6_1 = Debian("bookworm", "linux-image-6.1.0-56-cloud-amd64")
 _6_1_ARM64 = Debian("bookworm", "linux-image-6.1.0-56-cloud-arm64", "arm64")
 _6_12 = Debian("trixie", "linux-image-6.12.117+deb13-cloud-amd64")
+_6_12_16K = Debian("trixie", "linux-image-6.12.117+deb13-arm64-16k", "arm64")
 _7_2 = Debian("sid", "linux-image-7.2.13+deb14-cloud-amd64")
 _NO_VMCOREINFO = "KEXEC=n KEXEC_FILE=n KEXEC_CORE=n CRASH_CORE=n CRASH_DUMP=n PROC_VMCORE=n PROC_KCORE=n"
 KERNELS = {
@@ -85,10 +86,13 @@ KERNELS = {
     "6.1": Kernel(_6_1),
     "6.1-arm64": Kernel(_6_1_ARM64),
     "6.1-arm64-no-device": Kernel(_6_1_ARM64, device=False),
+    "6.1-arm64-wiped": Kernel(_6_1_ARM64, device=False, wipe=True),
     "6.1-no-device": Kernel(_6_1, device=False),
     "6.1-no-kallsyms-all": Kernel(Built("6.1", "no-kallsyms-all", "KALLSYMS_ALL=n")),
+    "6.1-no-kallsyms-all-wiped": Kernel(Built("6.1", "no-kallsyms-all", "KALLSYMS_ALL=n"), device=False, wipe=True),
     "6.1-wiped": Kernel(_6_1, device=False, wipe=True),
     "6.12": Kernel(_6_12),
+    "6.12-arm64-16k": Kernel(_6_12_16K),
     "6.12-wiped": Kernel(_6_12, device=False, wipe=True),
     "7.2": Kernel(_7_2),
     "7.2-wiped": Kernel(_7_2, device=False, wipe=True),

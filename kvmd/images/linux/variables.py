@@ -44,7 +44,6 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "call_single_queue": ("struct llist_head",),
     "timer_bases": ("struct timer_base []",),
     "hrtimer_bases": ("struct hrtimer_cpu_base",),
-    "vm_event_states": ("struct vm_event_state",),
     "kernel_cpustat": ("struct kernel_cpustat",),
     "tick_cpu_sched": ("struct tick_sched",),
     "current_task": ("struct task_struct *",),
