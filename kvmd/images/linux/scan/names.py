@@ -2,7 +2,7 @@
 
 Source: Linux scripts/kallsyms.c, 4.6 to 7.2. In every release the tables of names lie in this order, each aligned to a
 word (8 bytes; 4 since 7.0): ``kallsyms_num_syms`` (64 bits before 5.0), ``kallsyms_names``, ``kallsyms_markers`` (64
-bits before 5.0; from 6.2 to 6.3 followed by ``kallsyms_seqs_of_names``), ``kallsyms_token_table``,
+bits before 5.0; from 6.2 to 6.3, and in 6.1.176, followed by ``kallsyms_seqs_of_names``), ``kallsyms_token_table``,
 ``kallsyms_token_index``. A character that occurs in any name is its own token, so that the digits stand in a row.
 """
 
@@ -25,6 +25,7 @@ _NAME_MAX = 1 << 11  # KSYM_NAME_LEN is 512 at most (since 6.1), and a token has
 _STEP = (256 * 2, 256 * (_NAME_MAX + 2))  # bytes of 256 names
 _LEAST = 1024  # symbols; the smallest kernels have thousands
 _MOST = 1 << 20
+_PADDING = 4 + 7  # bytes, of markers and of the order by name, each aligned to a word
 _TRIES = 64  # what can be markers, and what can be a number of names: in a kernel one of each, or two
 _FIRST = re.compile(rb"(?=\0{4}.[\x02-\xff][\0-\x0f]\0)", re.S)  # a zero, then what 256 names have
 
@@ -79,7 +80,7 @@ def tokens_at(window: bytes, digits: int) -> Tokens | None:
 def names_before(window: bytes, tokens: Tokens) -> Names | None:
     """The names that a token table belongs to; they end before it. None if there are none."""
     markers = islice(_markers(window, tokens.start), _TRIES)
-    counts = (place for start, found in markers for place in _counts(window, start, found))
+    counts = (place for start, found, numbers in markers for place in _counts(window, start, found, numbers))
     for count_at, at, count, end, found in islice(counts, _TRIES):
         names = _walk(window, range(at, end), count, found, tokens.strings)
         if names is not None:
@@ -87,19 +88,31 @@ def names_before(window: bytes, tokens: Tokens) -> Names | None:
     return None
 
 
-def _markers(window: bytes, end: int) -> Iterator[tuple[int, list[int]]]:
-    """Give what can be markers, and where they begin. They end where the tokens begin, or their alignment."""
+def _markers(window: bytes, end: int) -> Iterator[tuple[int, list[int], range]]:
+    """Give what can be markers: where they begin, they, and how many names there can be.
+
+    They end where the tokens begin, or their alignment.
+    """
     for width, last in ((4, end), (4, end - 4), (8, end)):
         markers = _run_back(window, last, width)
         if markers:
-            yield last - width * len(markers), markers
+            yield last - width * len(markers), markers, _names_of(len(markers))
     low = max(end - 3 * _MOST - 4 * _MOST // 256, 0)
     for match in _FIRST.finditer(window, low, end):
-        markers = [] if match.start() % 4 else _run(window, match.start(), end)
-        # 6.2 and 6.3: between them lies the symbols' order by name, 3 bytes each.
-        after = end - match.start() - 4 * len(markers)
-        if markers and 3 * 256 * (len(markers) - 1) < after < 3 * 256 * len(markers) + 8:
-            yield match.start(), markers
+        start = match.start()
+        markers = [] if start % 4 else _run(window, start, end)
+        # 6.2 and 6.3: then comes the order by name, 3 bytes a symbol, which may begin as one marker more would.
+        least = (end - start) // (4 + 3 * 256)
+        for number in range(least, min(least + 1, len(markers)) + 1):
+            after, names = end - start - 4 * number, _names_of(number)
+            numbers = range(max((after - _PADDING) // 3, names.start), min(after // 3 + 1, names.stop))
+            if numbers and number * 256 >= _LEAST:
+                yield start, markers[:number], numbers
+
+
+def _names_of(markers: int) -> range:
+    """How many names so many markers can be of."""
+    return range(256 * (markers - 1) + 1, 256 * markers + 1)
 
 
 def _run_back(window: bytes, end: int, width: int) -> list[int]:
@@ -124,15 +137,17 @@ def _run(window: bytes, at: int, end: int) -> list[int]:
     return list(words[:count]) if count * 256 >= _LEAST else []
 
 
-def _counts(window: bytes, end: int, markers: list[int]) -> Iterator[tuple[int, int, int, int, list[int]]]:
+def _counts(
+    window: bytes, end: int, markers: list[int], numbers: range
+) -> Iterator[tuple[int, int, int, int, list[int]]]:
     """Give what can be the number of some names: where it is, where they begin, itself, where they end, markers."""
-    most = 256 * len(markers)
+    least, most = numbers.start, numbers.stop - 1
     high = end - markers[-1]
     low = max(high - _STEP[1], 4) + 3 & ~3
     words = array("I")
     words.frombytes(window[low - 4 : max(high, low - 4) & ~3])
     for place, count in enumerate(words):
-        if most - 256 < count <= most:
+        if least <= count <= most:
             at = low + 4 * place
             # The number's own 4 bytes, and 4 more where it has 8 or is aligned so.
             yield at - 4, at, count, end, markers

@@ -45,6 +45,23 @@ def test_any_number_of_symbols(name: str, count: int) -> None:
     assert one.values == [row[0] for row in rows]
 
 
+def test_an_order_by_name_that_begins_as_a_marker_would() -> None:
+    rows = symbols(9000, LAYOUTS["6.2"])
+    plain = made(LAYOUTS["6.2"], rows)
+    (last,) = struct.unpack_from("<I", plain.data, plain.at["order"] - (plain.at["order"] % 8 or 4))
+    first = next(i for i in range(1, 9000) if 1024 < int.from_bytes(i.to_bytes(3, "big"), "little") - last < 1 << 18)
+    rows[first] = (rows[first][0], b"-" + rows[first][1][1:])
+    (one,) = found(made(LAYOUTS["6.2"], rows))
+    assert one.names == [row[1] for row in rows]
+
+
+def test_many_numbers_that_could_be_that_of_the_names() -> None:
+    rows = symbols(9000, LAYOUTS["6.2"])
+    table = made(LAYOUTS["6.2"], rows)
+    (one,) = found(put(table, "before", struct.pack("<I", 9001) * 500))
+    assert one.names == [row[1] for row in rows]
+
+
 def test_names_of_more_than_127_tokens() -> None:
     rows = symbols()
     rows[100] = (rows[100][0], b"T" + b"xyzzy" * 90)
