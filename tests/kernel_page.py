@@ -195,7 +195,8 @@ or left out when the dump was made small. "VMCOREINFO": where it was found: the 
 anew from kallsyms, the banner and the page tables. "No note": as QEMU dumps a guest without its vmcoreinfo device; "no
 VMCOREINFO": as of a kernel that was built without it, too: since 7.0 such a kernel is not found if it is arm64's, or if
 it has no KALLSYMS_ALL either (NO_VMCOREINFO). "symbols by": `kallsyms`, told by VMCOREINFO (since 6.0), or `scan`; of a
-kernel without KALLSYMS_ALL the data objects count among the symbols.
+kernel without KALLSYMS_ALL the data objects count among the symbols; without VMCOREINFO one to three of those that only
+drgn's helpers look at (`node_states`, `vm_zone_stat`, `vm_node_stat`) are not found.
 
 ## Small dumps, in the repository
 
@@ -209,13 +210,14 @@ s390x: there are none to compare.
 BETWEEN = """
 ## Whole dumps
 
-Of kernels that ran Debian 12 with systemd in 768 MiB of memory, booted, dumped and compared by
-`python tests/guest/kernels.py` (`tests/data/kernels.json`). 5.10, 6.1, 6.12 and 7.2 are Debian's cloud kernels, of
-x86-64 but for arm64's, which has no KALLSYMS_ALL. 5.15 and the kernel of x86-64 without KALLSYMS_ALL were built of
-5.15.100 and 6.1.176 by `tests/guest/build_kernel`, since Debian has neither. Here the log is what /dev/kmsg gave, and
-stacks are compared with /proc/PID/stack, too, of every task that had not run any more before the dump. "No device":
-dumped by QEMU without its vmcoreinfo device; "no VMCOREINFO": built without CONFIG_CRASH_CORE; "wiped": dumped without
-the device, and with VMCOREINFO taken out of memory. How long it takes: `python -m bench.scan`.
+Of kernels that ran Debian 12 with systemd in 768 MiB of memory, booted, dumped and compared by `python
+tests/guest/kernels.py` (`tests/data/kernels.json`). 5.10, 6.1, 6.12 and 7.2 are Debian's cloud kernels, of x86-64 but
+for arm64's, of which that of 6.1 has no KALLSYMS_ALL; "16k": Debian's for pages of 16 KiB, and 52 bits. 5.15 and the
+kernel of x86-64 without KALLSYMS_ALL were built of 5.15.100 and 6.1.176 by `tests/guest/build_kernel`, since Debian
+has neither. Here the log is what /dev/kmsg gave, and stacks are compared with /proc/PID/stack, too, of every task
+that had not run any more before the dump. "No device": dumped by QEMU without its vmcoreinfo device; "no VMCOREINFO":
+built without CONFIG_CRASH_CORE; "wiped": dumped without the device, and with VMCOREINFO taken out of memory. How long
+it takes: `python -m bench.scan`.
 
 """
 

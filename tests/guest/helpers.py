@@ -154,10 +154,14 @@ def with_dwarf(vmlinux: str, dump: str) -> dict[str, Outcome]:
 HOWS = ("works", "lacks", "unfound", "absent", "fails", "no sample")
 
 
+SMALL = ", small"
+
+
 def compared(place: str) -> tuple[str, dict[str, Outcome], str]:
     """A kernel's name, what helpers give, and of how many that work with DWARF the result is the same."""
     if not os.path.isdir(place):
-        return *with_kvmd(place), "-"
+        kernel, found = with_kvmd(place)
+        return kernel + SMALL, found, "-"
     kernel, found = with_kvmd(f"{place}/vmcore")
     truth = with_dwarf(f"{place}/vmlinux", f"{place}/vmcore")
     for name, outcome in found.items():
@@ -199,16 +203,16 @@ def _cell(outcome: Outcome) -> str:
 
 HEAD = """# drgn's helpers without debuginfo
 
-Made by `python tests/guest/helpers.py table PLACE...` of dumps that `tests/guest/kernels.py` made and of one in
+Made by `python tests/guest/helpers.py table PLACE...` of dumps that `tests/guest/kernels.py` made and of small ones in
 `tests/data`; `tests/unit/images/test_helpers.py` keeps the count from going down.
 
-drgn's functions of `drgn.helpers.linux`, each called on a dump with no file beside it, with the types and symbols that
-kvmd finds inside it, and with arguments out of the dump (`tests/guest/samples.py`). "Works" means that nothing was
-raised; "as with DWARF", of how many that work with the DWARF vmlinux of the same build the result is the same. "Lack":
-the kernel has the variable, but its type is not known. "Not found": of a kernel without KALLSYMS_ALL, whose symbol table
-has no data, what kvmd does not look for: what it does, and how that is proved, is in `kvmd/images/linux/objects/`. "Not
-in this kernel": it was built without it, or has no such member any more; drgn does not find it with DWARF either. "Not
-tried": nothing in these dumps is of the kind that the function takes.
+drgn's functions of `drgn.helpers.linux`, each called on a dump with no file beside it, with the types and symbols
+that kvmd finds inside it, and with arguments out of the dump (`tests/guest/samples.py`). "Works" means that nothing
+was raised; "as with DWARF", of how many that work with the DWARF vmlinux of the same build the result is the same.
+"Lack": the kernel has the variable, but its type is not known. "Not found": of a kernel without KALLSYMS_ALL, whose
+symbol table has no data, what kvmd does not look for: what it does, and how that is proved, is in
+`kvmd/images/linux/objects/`. "Not in this kernel": it was built without it, or has no such member any more; drgn does
+not find it with DWARF either. "Not tried": nothing in these dumps is of the kind that the function takes.
 """
 
 

@@ -50,9 +50,9 @@ def test_no_variable_of_the_kernel_lacks_a_type(surveyed: tuple[str, dict[str, h
 
 def test_the_table_says_what_is_so(surveyed: tuple[str, dict[str, helpers.Outcome]]) -> None:
     release, found = surveyed
-    row = re.search(rf"^\| {re.escape(release)} \|(.*)\|$", TABLE, re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(release + helpers.SMALL)} \|(.*)\|$", TABLE, re.MULTILINE)
     assert row
     counts = Counter(outcome.how for outcome in found.values())
     *cells, same = row[1].split("|")
     assert [int(cell) for cell in cells] == [counts[how] for how in helpers.HOWS]
-    assert same.strip() in ("-", f"{counts['works']} of {counts['works']}")
+    assert same.strip() == "-"

@@ -12,15 +12,29 @@ from kernel_page import CHECKS, FIXTURES, NONE, PAGE, WHOLE, WHOLE_CHECKS, cells
 KEPT, _, REST = PAGE.read_text().partition(kernel_page.BETWEEN)
 
 
+# Of data objects that only drgn's helpers look at, those that are found by what VMCOREINFO tells.
+UNFOUND = {
+    "6.1-arm64-wiped": 1,
+    "6.1-no-kallsyms-all-wiped": 3,
+    "6.1, no KALLSYMS_ALL, no VMCOREINFO": 3,
+    "6.1 of Debian, arm64, no KALLSYMS_ALL, no VMCOREINFO": 1,
+}
+
+
+def whole(name: str, check: str, cell: str) -> bool:
+    right, _, number = cell.partition(" of ")
+    return int(right) == int(number) - (UNFOUND.get(name, 0) if check == "symbols" else 0)
+
+
 def test_the_rest_of_the_page() -> None:
     assert KEPT.startswith(kernel_page.HEAD)
-    whole = json.loads(WHOLE.read_text())
-    assert "\n".join(table(whole)) + "\n" == REST
-    for row in whole.values():
+    rows = json.loads(WHOLE.read_text())
+    assert "\n".join(table(rows)) + "\n" == REST
+    for name, row in rows.items():
         assert list(row)[: len(WHOLE_CHECKS)] == list(WHOLE_CHECKS)
-        counts = [cell.split(" of ") for cell in row.values() if " of " in cell]
+        counts = {check: cell for check, cell in row.items() if " of " in cell}
         assert len(counts) == len(WHOLE_CHECKS) - 2
-        assert all(right == number for right, number in counts), row
+        assert all(whole(name, check, cell) for check, cell in counts.items()), row
 
 
 @pytest.mark.parametrize("name", FIXTURES)
@@ -30,8 +44,7 @@ def test_a_row_is_what_the_dump_gives(name: str) -> None:
     assert head in KEPT.splitlines()
     row = dict(zip(CHECKS, line.strip("| ").split(" | ")[1:], strict=True))
     for check in ("symbols", "members", "tasks", "log", "stacks"):
-        right, _, number = row[check].partition(" of ")
-        assert right == number or row[check] == NONE
+        assert row[check] == NONE or whole(name, check, row[check])
 
 
 def test_a_wrong_value_is_counted() -> None:
