@@ -1,6 +1,6 @@
 """Names that are to lead the daemon out of its dump directories, asked for by a user who may open all that is in them.
 
-What each kind of name answers is tests/unit/opener's and tests/e2e/test_hostile.py's, and 10,000 opens against swapped
+What each kind of name answers is tests/unit/opener's and test_hostile.py's, and 10,000 opens against swapped
 links are tests/unit/opener/test_races.py's. Here the whole daemon is asked, by a stranger, while the names change.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -30,12 +31,19 @@ def openssl(folder: Path, *words: str, good: bool = True) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    kvmctl(folder, "pki", "init")
+    kvmctl(folder, "pki", "issue", "--server", "localhost", "--host", "127.0.0.1", "--host", "::1")
+    kvmctl(folder, "pki", "issue", "alice")
+    return folder
+
+
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
+def site(made: Path, tmp_path: Path) -> Path:
     """An authority ``pki``, with a server ``localhost`` and a client ``alice``."""
-    kvmctl(tmp_path, "pki", "init")
-    kvmctl(tmp_path, "pki", "issue", "--server", "localhost", "--host", "127.0.0.1", "--host", "::1")
-    kvmctl(tmp_path, "pki", "issue", "alice")
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 

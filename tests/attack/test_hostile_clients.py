@@ -62,12 +62,16 @@ def test_opens_cancelled_at_any_moment() -> None:
                 with contextlib.suppress(grpc.RpcError):
                     stub.Open(OPEN, timeout=0.04 * turn + 0.001)
         eventually(lambda: len(workers(pid)) <= 1, 5)
-        said = records(daemon)
-        opened = [record["descriptor"] for record in said if (record["event"], record.get("status")) == ("open", "OK")]
-        closed = [record["descriptor"] for record in said if record["event"] == "close"]
-        assert sorted(opened) == sorted(closed)
-        assert len(set(opened)) == len(opened)
-        assert {record.get("status") for record in said if record["event"] == "open"} <= {"OK", "CANCELLED"}
+
+        def told(event: str) -> list[dict[str, Any]]:
+            return [record for record in records(daemon) if record["event"] == event]
+
+        def opened() -> list[str]:
+            return sorted(record["descriptor"] for record in told("open") if record["status"] == "OK")
+
+        eventually(lambda: opened() == sorted(record["descriptor"] for record in told("close")), 5)
+        assert len(set(opened())) == len(opened())
+        assert {record["status"] for record in told("open")} <= {"OK", "CANCELLED"}
         assert banner(daemon) == b"Linux version"
     assert not any(b"never retrieved" in line or b"Traceback" in line for line in daemon.log)
 
