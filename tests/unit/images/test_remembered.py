@@ -302,7 +302,7 @@ def test_a_span_must_be_the_tables_and_nothing_else(name: str) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 def test_whoever_chooses_the_inputs_chooses_nothing_of_what_fits(data: st.DataObject) -> None:
     tables = at(data.draw(st.sampled_from(KEPT)))
     honest = unpack(memoryview(make(memoryview(of_made(tables, TEXT)))))
