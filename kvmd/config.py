@@ -131,8 +131,9 @@ class Limits:
     worker_memory: int = 4 << 30
     # Its processor time, in all its life.
     worker_cpu: int = 3600
-    # How many processes it has beside its own, to unpack pages of a dump, each with 64 MiB of its memory.
-    worker_helpers: int = min((os.cpu_count() or 1) - 1, 3)
+    # How many processes it has beside its own, to unpack pages of a dump, each with 64 MiB of its memory: of two
+    # processors it has one, and its client the other.
+    worker_helpers: int = max(min((os.cpu_count() or 1) - 2, 3), 0)
     # What the pages of a dump that are kept for direct reads may take, for each worker; 0: none are kept.
     page_cache: int = 256 << 20
     # The longest a worker may take for one step of a call before it is killed.
