@@ -339,7 +339,9 @@ class Worker:
                 if kind is not Kind.ITEM:
                     return
                 following = asyncio.ensure_future(self._next(bytes(payload[: CURSOR.size])))
-                yield bytes(memoryview(payload)[CURSOR.size :])
+                piece = bytes(memoryview(payload)[CURSOR.size :])
+                del payload  # it may be long until the piece is taken
+                yield piece
         finally:
             following.add_done_callback(self._drop)
 

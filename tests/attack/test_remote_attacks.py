@@ -210,7 +210,7 @@ def inherited(tmp_path: Path) -> Iterator[tuple[list[socket.socket], Callable[..
 def test_a_port_that_is_handed_over(site: Site, inherited: tuple) -> None:
     (local, afar), start = inherited
     process = start(site.config().replace('tcp = "127.0.0.1:0"\n', ""))
-    assert "ready on" in process.stderr.readline()
+    assert any("ready on" in process.stderr.readline() for _ in range(2))  # or first what workers run with
     with site.connect(f"dns:///localhost:{afar.getsockname()[1]}") as client, client.open(IMAGE.path) as kernel:
         assert kernel.read(BANNER, 5) == b"Linux"
     with libkvm.connect(f"unix:{local.getsockname()}") as client:
