@@ -224,11 +224,13 @@ class Index:
     def _places(
         self, what: str, raw: RawKallsyms, stext: int, symbol: Callable[[str, str, int, int], Symbol]
     ) -> SymbolPlaces | None:
-        places, names = _words(self._parts[f"{what}.places"]), NameTable(self._parts[f"{what}.names"])
-        found = SymbolPlaces(raw, places, names, lambda number: 0, symbol)
-        for number, _ in found.numbers(b"_stext"):
-            return replace(found, address=addresses(raw, number, stext))
-        return None
+        try:
+            places, names = _words(self._parts[f"{what}.places"]), NameTable(self._parts[f"{what}.names"])
+            found = SymbolPlaces(raw, places, names, lambda number: 0, symbol)
+            number = next((number for number, _ in found.numbers(b"_stext")), None)
+        except (ValueError, LookupError):  # it makes no sense, which is as good as none
+            return None
+        return None if number is None else replace(found, address=addresses(raw, number, stext))
 
     def _fits(self, what: str, digest: bytes) -> bool:
         return bytes(self._parts.get(f"{what}.digest", b"")) == digest

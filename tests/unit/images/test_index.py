@@ -214,6 +214,18 @@ def test_a_lying_index_never_gives_another_symbol(data: st.DataObject) -> None:
                     assert (symbol.value, symbol.size) == (address, size)
 
 
+@pytest.mark.parametrize("what", ["kallsyms.places", "kallsyms.names"])
+def test_an_index_that_makes_no_sense_is_as_good_as_none(what: str) -> None:
+    parts = dict(unpack(memoryview(made(NAMES[0]))))
+    parts[what] = memoryview(b"\xff" * len(parts[what]))
+    with opened(NAMES[0], pack(parts)) as image:
+        for name, (address, _) in _truth().items():
+            assert image.kernel.symbol(name).value == address
+    del parts[what]
+    with opened(NAMES[0], pack(parts)) as image:
+        assert image.kernel.symbol("schedule").value == _truth()["schedule"][0]
+
+
 @cache
 def _truth() -> dict[str, tuple[int, int]]:
     with opened(NAMES[0]) as image:
