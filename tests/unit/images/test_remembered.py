@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import astuple
 from functools import cache
 
@@ -25,27 +23,15 @@ from kvmd.images.linux.scan import kallsyms as scan
 from kvmd.images.linux.scan.names import DIGITS
 from kvmd.images.linux.scan.tables import Tables
 from kvmd.images.linux.sections import pack, unpack
-from kvmd.images.registry import open_image
 from kvmd.v1 import process_pb2, symbol_pb2
+
+from .test_index import opened
 
 OLDER = ["linux-5.10/vmcore.kdump", "linux-5.15/vmcore.kdump"]
 NO_BTF_SYMBOL = "x86-no-data-symbols/vmcore.kdump"
 REQUEST = process_pb2.GetProcsRequest(arguments=True)
 FAR = 8 << 20  # where tables lie after _stext
 KEPT = [name for name, layout in LAYOUTS.items() if layout.values != "absolute"]
-
-
-@contextmanager
-def opened(name: str, index: bytes | None = None) -> Iterator[LinuxImage]:
-    fd = os.open(fixture(name).path, os.O_RDONLY)
-    try:
-        image = open_image(Files(File(fd, name)))
-        assert isinstance(image, LinuxImage)
-        if index is not None:
-            image.use_index(memoryview(index))
-        yield image
-    finally:
-        os.close(fd)
 
 
 @cache

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from kvmd import fast
 from kvmd.fast import PAGE, WAYS
 from kvmd.worker.cache import PageCache
 from libkvm.fast.pages import Pages
+from procs import eventually
 
 BASE = 0xFFFF888000000000 >> 12
 SLOTS = 512
@@ -151,60 +153,51 @@ def test_more_pages_than_there_is_room_for(both: tuple[PageCache, Pages]) -> Non
     assert len(cache._at) <= SLOTS
 
 
-def test_readers_never_see_a_torn_page(both: tuple[PageCache, Pages]) -> None:
-    """One writer throws pages out of a single set as fast as it can while others read them."""
-    cache, pages = both
-    rivals = [BASE + n * RIVAL for n in range(3 * WAYS)]
-    wrong: list[int] = []
+@contextmanager
+def watched(pages: Pages, whole: dict[int, bytes]) -> Iterator[None]:
+    """Reads go on all the time from several threads: each finds nothing or the whole, and both happen."""
+    found: set[object] = set()
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            for page in rivals:
-                data = pages.read(page << 12, PAGE)
-                if data is not None and data != content(page):
-                    wrong.append(page)
+            for page, expected in whole.items():
+                data = pages.read(page << 12, len(expected))
+                found.add(None if data is None else data == expected)
 
     readers = [threading.Thread(target=read) for _ in range(3)]
     for reader in readers:
         reader.start()
-    for _ in range(60):
-        for page in rivals:
-            if cache.find(page) is None:
-                cache.put(page, content(page))
+    yield
+    eventually(lambda: len(found) > 1, 20)
     done.set()
     for reader in readers:
         reader.join()
-    assert not wrong
+    assert found == {None, True}
+
+
+def test_readers_never_see_a_torn_page(both: tuple[PageCache, Pages]) -> None:
+    """One writer throws pages out of a single set as fast as it can while others read them."""
+    cache, pages = both
+    rivals = {page: content(page) for page in (BASE + n * RIVAL for n in range(3 * WAYS))}
+    with watched(pages, rivals):
+        for _ in range(60):
+            for page, whole in rivals.items():
+                if cache.find(page) is None:
+                    cache.put(page, whole)
 
 
 def test_readers_never_see_a_torn_run(both: tuple[PageCache, Pages]) -> None:
     """The same of runs, which drive one another out at once."""
     cache, pages = both
     count = 32
-    rivals = [BASE + n * RIVAL for n in range(3 * WAYS)]
-    whole = {page: b"".join(content(page + n) for n in range(count)) for page in rivals}
-    wrong: list[int] = []
-    done = threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            for page in rivals:
-                data = pages.read(page << 12, count * PAGE)
-                if data is not None and data != whole[page]:
-                    wrong.append(page)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for _ in range(20):
-        for page in rivals:
-            cache.fill(page << 12, memoryview(whole[page]))
-            assert cache.find(page + count - 1) is not None
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert not wrong
+    places = (BASE + n * RIVAL for n in range(3 * WAYS))
+    rivals = {page: b"".join(content(page + n) for n in range(count)) for page in places}
+    with watched(pages, rivals):
+        for _ in range(20):
+            for page, whole in rivals.items():
+                cache.fill(page << 12, memoryview(whole))
+                assert cache.find(page + count - 1) is not None
 
 
 def test_a_run_goes_where_there_is_room(both: tuple[PageCache, Pages]) -> None:
