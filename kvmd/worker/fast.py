@@ -13,13 +13,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from kvmd.errors import KvmError
 from kvmd.fast import ANSWER, CACHED, COUNTS, HALF, INLINE, MOST_REQUEST, NOTES, PAGE, RANGE, REQUEST, WINDOW
 from kvmd.images.base import Image
 from kvmd.v1 import memory_pb2
 from kvmd.worker.cache import PageCache
+from kvmd.worker.pace import Pace
 
 _KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
 STEP = 256 << 10
@@ -37,24 +38,45 @@ class RequestError(Exception):
     """A client has sent what is no request."""
 
 
+class Request(NamedTuple):
+    """What a client asks for: :mod:`kvmd.fast`.
+
+    :ivar total: how many bytes all ranges have.
+    """
+
+    number: int
+    space: int
+    half: int
+    flags: int
+    pid: int
+    ranges: list[tuple[int, int]]
+    total: int
+
+
 class Reader:
     """Reads of one image, for any client.
 
     :ivar cache: the pages that have been read; None where nothing is kept: of the running kernel.
-    :ivar step: how many bytes may be read at once: :data:`STEP`, and more where reads are quick.
+    :ivar pace: whether others make small reads.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self.cache: PageCache | None = None
-        self.step = STEP
+        self.pace = Pace()
+        self._step = STEP
+
+    @property
+    def step(self) -> int:
+        """How many bytes may be read at once: :data:`STEP`, and more where reads are quick and none is small."""
+        return STEP if self.pace.crowded() else self._step
 
     def took(self, length: int, seconds: float) -> None:
         """Take note of how long a read took."""
         if seconds > _SLOW:
-            self.step = STEP
-        elif length >= self.step < HALF and seconds < _QUICK:
-            self.step *= 2
+            self._step = STEP
+        elif length >= self._step < HALF and seconds < _QUICK:
+            self._step *= 2
 
     def small(self, address: int, length: int) -> tuple[bytes | memoryview, int]:
         """Read kernel memory within a page, through the cache.
@@ -116,12 +138,16 @@ class Reader:
 class Client:
     """One client: its socket, which this owns, and its window.
 
+    :ivar jobs: how many of its requests are being worked at.
+    :ivar jobs: how many of its requests are being worked at.
     :raises OSError: the window can't be mapped.
     """
 
     def __init__(self, sock: socket.socket, window: int) -> None:
         self._sock = sock
+        self.jobs = 0
         sock.setblocking(False)
+        self.jobs = 0
         self._window = memoryview(mmap.mmap(window, WINDOW))
         self._requests = self._bytes = 0
 
@@ -141,18 +167,27 @@ class Client:
         try:
             # Not into a new buffer: to make room for the longest, and to give it back, takes longer than all else.
             length = self._sock.recv_into(_BUFFER)
-            return self._work(reader, *_understood(_BUFFER[:length])) if length else None
+            return self._paced(reader, _understood(_BUFFER[:length])) if length else None
         except (OSError, RequestError):
             return None
 
-    def _work(  # noqa: PLR0913, PLR0917 - what a request is
-        self, reader: Reader, number: int, half: int, flags: int, ranges: list[tuple[int, int]], space: int, pid: int
-    ) -> Iterator[None]:
+    def _paced(self, reader: Reader, request: Request) -> Iterator[None]:
         """Read, and answer.
 
         :raises OSError: the client has gone, or doesn't take its answers.
         """
-        total, size, slot, step = sum(length for _, length in ranges), 0, 0, 0
+        if request.total <= INLINE:
+            reader.pace.small()
+            yield from self._work(reader, request)
+            return
+        reader.pace.asked(self.fileno(), request.half)
+        yield  # small requests go first
+        yield from self._work(reader, request)
+        reader.pace.filled(self.fileno(), request.half)
+
+    def _work(self, reader: Reader, request: Request) -> Iterator[None]:
+        number, space, half, flags, pid, ranges, total = request
+        size, slot, step = 0, 0, 0
         cached = flags & CACHED and total > INLINE and len(ranges) == 1 and space in _KERNEL
         if cached and (yield from _kept(reader, *ranges[0])):
             self._answer(ANSWER.pack(number, 0, total, 1), total)
@@ -160,8 +195,6 @@ class Client:
         # What is too long for a message goes where it belongs at once.
         whole = self._window[half * HALF :] if total > INLINE else memoryview(bytearray(total))
         failed: list[int] = []
-        if total > INLINE:
-            yield  # small requests go first
         for index, (address, length) in enumerate(ranges):
             for at, count in _pieces(reader, address, length):
                 into = whole[size + at : size + at + count]
@@ -201,9 +234,9 @@ def _pieces(reader: Reader, address: int, length: int) -> Iterator[tuple[int, in
 def _kept(reader: Reader, address: int, length: int) -> Generator[None, None, bool]:
     """Read kernel memory into the page cache, a step at a time; answers whether all of it is there."""
     for at, count in _pieces(reader, address, length):
-        yield  # small requests go first
         if not _tried(reader, count, reader.keep, address + at, count):
             return False
+        yield
     return True
 
 
@@ -227,7 +260,7 @@ def _tried(reader: Reader, length: int, read: Callable[..., R], *what: Any) -> R
             reader.took(length, time.perf_counter() - began)
 
 
-def _understood(request: memoryview) -> tuple[int, int, int, list[tuple[int, int]], int, int]:
+def _understood(request: memoryview) -> Request:
     """Take a request apart.
 
     :raises RequestError: it is none.
@@ -239,9 +272,9 @@ def _understood(request: memoryview) -> tuple[int, int, int, list[tuple[int, int
     if space >= _SPACES or half > 1 or flags > CACHED:
         raise RequestError("header")
     ranges = [RANGE.unpack_from(request, REQUEST.size)] if rest == RANGE.size else _ranges(request)
-    if sum(length for _, length in ranges) > HALF:
+    if (total := sum(length for _, length in ranges)) > HALF:
         raise RequestError("size")
-    return number, half, flags, ranges, space, pid
+    return Request(number, space, half, flags, pid, ranges, total)
 
 
 def _ranges(request: memoryview) -> list[tuple[int, int]]:

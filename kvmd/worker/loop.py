@@ -38,6 +38,8 @@ MAX_CURSORS = 256
 """The most streams that wait for their client at once."""
 MAX_CLIENTS = 128
 """The most clients of the fast path; each takes two descriptors."""
+MAX_JOBS = 2
+"""The most requests of a client that are worked at, one for each half of its window; nothing more is taken from it."""
 
 ALERT = 100e-6
 """How long, in seconds, a client's next request is looked for before it is waited for."""
@@ -66,7 +68,7 @@ class Loop:
         self._streams: dict[int, Iterator[Data]] = {}
         self._numbers = count(1)
         self._clients: dict[int, Client] = {}
-        self._jobs: deque[tuple[int, Iterator[None]]] = deque()
+        self._jobs: deque[tuple[Client, Iterator[None]]] = deque()
         self._poll = select.poll()
         self._alert = 0.0
         self._given = {
@@ -88,7 +90,7 @@ class Loop:
         try:
             while all(self._serve() if fd == daemon else self._take(fd) for fd in self._ready()):
                 # Each that has asked got its turn; small requests are answered by now.
-                if self._jobs:
+                if self._jobs and not self._rest():
                     self._step(*self._jobs.popleft())
         except MemoryError:  # of a client's request: what is left after that can't be relied on
             sys.stderr.write("out of memory (limits.worker_memory)\n")
@@ -97,39 +99,55 @@ class Loop:
                 client.close()
 
     def _ready(self) -> list[int]:
-        """Wait for whoever asks; only look if there is something to do.
+        """Wait for whoever asks; only look if there is something to do now.
 
         Who reads one thing after the other asks again at once, and to be woken takes several times as long as to look:
         so after an answer to a client this looks for a little while.
         """
         while self._jobs or time.perf_counter() < self._alert:
-            ready = self._poll.poll(0)
+            ready = self._poll.poll(self._rest() * 1e3)
             if ready or self._jobs:
                 return [fd for fd, _ in ready]
             os.sched_yield()
         return [fd for fd, _ in self._poll.poll()]
 
+    def _rest(self) -> float:
+        """For how many seconds what is left to do is left, unless somebody asks for something."""
+        return self._reader.pace.rest(len(self._clients)) if self._jobs and self._reader is not None else 0.0
+
     def _take(self, fd: int) -> bool:
         """Begin with a client's request: a small one is done with that."""
-        reader = self._reader
-        job = self._clients[fd].take(reader) if reader is not None else None
-        self._poll.unregister(fd)
+        client = self._clients[fd]
+        job = client.take(self._reader) if self._reader is not None else None
         if job is None:
-            self._clients.pop(fd).close()
-        else:
-            self._step(fd, job)
+            self._drop(client)
+            return True
+        client.jobs += 1
+        if client.jobs == MAX_JOBS:
+            self._poll.unregister(fd)
+        self._step(client, job)
         return True
 
-    def _step(self, fd: int, job: Iterator[None]) -> None:
-        """Do some of what a client has asked for; until all is done, nothing more is taken from it."""
+    def _step(self, client: Client, job: Iterator[None]) -> None:
+        """Do some of what a client has asked for."""
         try:
             next(job)
-            self._jobs.append((fd, job))
+            self._jobs.append((client, job))
         except StopIteration:
-            self._poll.register(fd, select.POLLIN)
+            if client.jobs == MAX_JOBS:
+                self._poll.register(client, select.POLLIN)
+            client.jobs -= 1
         except OSError:
-            self._clients.pop(fd).close()
+            self._drop(client)
         self._alert = time.perf_counter() + ALERT
+
+    def _drop(self, client: Client) -> None:
+        """Do no more for a client."""
+        if client.jobs < MAX_JOBS:
+            self._poll.unregister(client)
+        self._jobs = deque(each for each in self._jobs if each[0] is not client)
+        del self._clients[client.fileno()]
+        client.close()
 
     def _serve(self) -> bool:
         """Answer one frame of the daemon's.

@@ -13,9 +13,10 @@ import pytest
 from google.protobuf.message import Message
 
 from kvmd.errors import Reason
-from kvmd.fast import ANSWER, HALF, ONE, PAGE, WINDOW, cache_size
+from kvmd.fast import ANSWER, HALF, INLINE, ONE, PAGE, WINDOW, cache_size
 from kvmd.images.base import Kind as ImageKind
 from kvmd.v1 import batch_pb2, image_pb2, memory_pb2, process_pb2, symbol_pb2
+from kvmd.worker import pace
 from kvmd.worker.loop import MAX_CLIENTS, MAX_CURSORS
 from kvmd.worker.methods import METHODS
 from kvmd.worker.protocol import CURSOR, SIZE, Kind, decode_error
@@ -196,8 +197,8 @@ def test_methods_are_those_of_the_wire() -> None:
     assert set(METHODS) == {"Write", "Digest", "IndexInputs", *CALLS}
 
 
-def read_request(address: int, length: int, half: int = 0) -> bytes:
-    return ONE.pack(7, memory_pb2.ADDRESS_SPACE_KERNEL, half, 0, 0, address, length)
+def read_request(address: int, length: int, half: int = 0, number: int = 7) -> bytes:
+    return ONE.pack(number, memory_pb2.ADDRESS_SPACE_KERNEL, half, 0, 0, address, length)
 
 
 def pattern(address: int, length: int) -> bytes:
@@ -245,6 +246,45 @@ def test_small_reads_do_not_wait_for_large_ones(daemon: Daemon, client: tuple[so
     assert waiting >= 6
     for other, window in others:
         assert ANSWER.unpack(other.recv(100)) == (7, 0, HALF, 0)
+        other.close()
+        os.close(window)
+
+
+def test_a_small_read_does_not_wait_for_a_large_one_of_its_own_client(
+    daemon: Daemon, client: tuple[socket.socket, int]
+) -> None:
+    """Two requests of a client are worked at, and no more: what is asked for beside two waits for one of them."""
+    sock, window = client
+    for number, half, length in ((1, 0, HALF), (2, 0, 8)):
+        sock.send(read_request(0, length, half, number))
+    assert [ANSWER.unpack_from(sock.recv(100))[0] for _ in range(2)] == [2, 1]
+    for number, half, length in ((3, 0, HALF), (4, 1, INLINE + 1), (5, 0, 8), (6, 0, 8)):
+        sock.send(read_request(0, length, half, number))
+    assert [ANSWER.unpack_from(sock.recv(100))[0] for _ in range(4)] == [4, 5, 6, 3]
+    assert os.pread(window, HALF, 0) == pattern(0, HALF)
+
+
+def test_beside_small_reads_large_answers_wait_for_one_another(
+    daemon: Daemon, client: tuple[socket.socket, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks again, so each answer is waited for until it must have been copied; then the next is given."""
+    monkeypatch.setattr(pace, "_RECENT", 20)
+    monkeypatch.setattr(pace, "_COPIED", 0.05)
+    others = [grant(daemon) for _ in range(4 + len(os.sched_getaffinity(0)))]
+
+    def took() -> float:
+        began = time.monotonic()
+        for other, _ in others:
+            other.send(read_request(0, INLINE + 1))
+        for other, _ in others:
+            assert ANSWER.unpack(other.recv(100)) == (7, 0, INLINE + 1, 0)
+        return time.monotonic() - began
+
+    assert took() < 0.2
+    client[0].send(read_request(5, 8))
+    assert client[0].recv(100)[ANSWER.size :] == pattern(5, 8)
+    assert took() > 0.2
+    for other, window in others:
         other.close()
         os.close(window)
 
