@@ -1,11 +1,13 @@
 """Memory of an image, by kernel virtual, user virtual and physical address, with exact errors.
 
-drgn does the reading. Only after it faulted are the page tables walked here, to say which byte is at fault and why.
+What is plain in a dump is read here, by its page tables; all else by drgn. After that faulted the page tables tell
+which byte is at fault and why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from kvmd.images.base import CHUNK
 from kvmd.images.linux import paging_arm64, paging_s390x, paging_x86
 from kvmd.images.linux.order import number, order_of, words
 from kvmd.images.linux.pagetable import PageTables, Place
+from kvmd.images.linux.recent import RecentPages
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 if TYPE_CHECKING:
@@ -28,6 +31,10 @@ _TEXT = {
     Reason.CORRUPT_PAGE: "the page at {:#x} is in the dump, but can't be decompressed",
 }
 Read = Callable[[int, int], bytes]
+_FEW = 4
+"""Reads of no more pages than that are made page by page."""
+_PLACES = 4096
+"""Of so many pages is kept where they are."""
 # What an architecture's kernels tell of their page tables.
 _PAGING = {
     Architecture.X86_64: paging_x86.of_kernel,
@@ -53,6 +60,8 @@ class Memory:
         self._layout = dump.layout
         self._page = dump.layout.page_size
         self._into = dump.into
+        self._recent = RecentPages(dump.into, self._page) if dump.into else None
+        self._places: dict[int, int] = {}
         self._large = (0, 0, 0)
         self._architecture = dump.architecture
         self.order = order_of(dump.prog.platform)
@@ -72,6 +81,8 @@ class Memory:
             metadata ``address`` (the first byte that can't be read) and ``readable`` (how many bytes before it can).
         """
         self._check(address, length)
+        if (plain := self._plain(address, length)) is not None:
+            return plain
         try:
             data: bytes = self._prog.read(address, length)
         except (FaultError, ValueError) as e:
@@ -91,6 +102,39 @@ class Memory:
         :raises KvmError: as :meth:`kernel`.
         """
         return words(self.kernel(address, 8 * count), self.order)
+
+    def _plain(self, address: int, length: int) -> bytes | None:
+        """Read kernel virtual memory without drgn; None if that can't be, for whatever reason."""
+        if self._recent is None or self.tables is None:
+            return None
+        if length > _FEW * self._page:
+            data = bytearray(length)
+            return bytes(data) if self.kernel_into(address, memoryview(data)) else None
+        pieces: list[bytes] = []
+        try:
+            while length > 0:
+                count = min(length, self._page - address % self._page)
+                piece = self._recent.read(self._place(address), count)
+                if piece is None:
+                    return None
+                pieces.append(piece)
+                address, length = address + count, length - count
+        except KvmError:
+            return None
+        return b"".join(pieces)
+
+    def _place(self, address: int) -> int:
+        """Where a byte of the kernel's is in physical memory.
+
+        :raises KvmError: as :meth:`translate`.
+        """
+        number, inside = divmod(address, self._page)
+        start = self._places.get(number)
+        if start is None:
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            start = self._places[number] = self.translate(address - inside).physical
+        return start + inside
 
     def kernel_into(self, address: int, into: memoryview) -> bool:
         """Fill a buffer with kernel virtual memory, if it is mapped by pages, or runs of them, that are large to it.
@@ -144,6 +188,10 @@ class Memory:
         :raises KvmError: EXCLUDED, BEYOND_DUMP, SHORT_FILE, CORRUPT_PAGE; metadata as in :meth:`kernel`.
         """
         self._check(address, length)
+        if self._recent is not None and 0 < length <= self._page - address % self._page:
+            with suppress(KvmError):
+                if (plain := self._recent.read(address, length)) is not None:
+                    return plain
         try:
             data: bytes = self._prog.read(address, length, True)
         except (FaultError, ValueError) as e:
