@@ -121,6 +121,28 @@ class Memory(Handle):
         if done != length:
             raise _unlike(done, length)
 
+    def views(
+        self,
+        address: int,
+        length: int,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> Generator[memoryview]:
+        """Look at a range of any size, in pieces of at most 1 MiB, with no copy where memory is shared with kvmd.
+
+        That is so for a client on the same host that reads physical or user memory, or an image without a page cache.
+        A piece is good until the next is asked for, and raises ValueError after that; closing the iterator ends it
+        early. Otherwise as :meth:`stream`.
+
+        :raises FaultError: as :meth:`stream`.
+        """
+        with contextlib.closing(self.stream(address, length, physical=physical, pid=pid, timeout=timeout)) as chunks:
+            for chunk in chunks:
+                with memoryview(chunk) as view:
+                    yield view
+
     def readv(
         self,
         ranges: Iterable[tuple[int, int]],

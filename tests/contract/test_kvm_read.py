@@ -95,6 +95,7 @@ def test_every_way_of_reading_gives_the_same_bytes(kernel, dump):
     assert kernel.readinto(address, buffer) == length
     assert buffer == whole
     assert b"".join(kernel.stream(address, length)) == whole
+    assert b"".join(map(bytes, kernel.views(address, length))) == whole
     pieces = [(address + start, min(PAGE, length - start)) for start in range(0, length, PAGE)]
     assert b"".join(result.data for result in kernel.readv(pieces)) == whole
     assert dump.arm64 or whole.find(banner(dump)) == dump.symbol("linux_banner") - address

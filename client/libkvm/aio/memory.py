@@ -125,6 +125,30 @@ class Memory(Handle):
         if done != length:
             raise _unlike(done, length)
 
+    async def views(
+        self,
+        address: int,
+        length: int,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[memoryview]:
+        """Look at a range of any size, in pieces of at most 1 MiB, with no copy where memory is shared with kvmd.
+
+        That is so for a client on the same host that reads physical or user memory, or an image without a page cache.
+        A piece is good until the next is asked for, and raises ValueError after that; closing the iterator ends it
+        early. Otherwise as :meth:`stream`.
+
+        :raises FaultError: as :meth:`stream`.
+        """
+        async with contextlib.aclosing(
+            self.stream(address, length, physical=physical, pid=pid, timeout=timeout)
+        ) as chunks:
+            async for chunk in chunks:
+                with memoryview(chunk) as view:
+                    yield view
+
     async def readv(
         self,
         ranges: Iterable[tuple[int, int]],

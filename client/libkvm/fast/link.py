@@ -19,6 +19,7 @@ from kvmd.v1 import memory_pb2
 from libkvm.fast.pages import Pages
 
 _ALERT = 200e-6
+_LONG = 256 << 10
 _RETRY = 16
 _ENDING = 250  # milliseconds that a process may take from closing its sockets to its end
 _KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
@@ -68,6 +69,7 @@ class Link:
         self._ahead: _Ahead | None = None
         self._early: bytes | None = None  # its answer, if that has come
         self._end: tuple[int, int, int] = (-1, 0, 0)
+        self._lent: set[int] = set()  # halves of the window that somebody looks at
 
     @staticmethod
     def map(fd: int) -> mmap.mmap:
@@ -159,14 +161,15 @@ class Link:
         self._waiting[self._number] = half
         return self._number
 
-    def _wait(self) -> int:
+    def _wait(self, length: int) -> int:
         """Take the next answer into the buffer.
 
         To be woken takes several times as long as to look for a while; but where looking was in vain the last time, as
-        beside many others that read, it is only tried again now and then.
+        beside many others that read, it is only tried again now and then. Nor is a long read looked for, which takes
+        the worker as long whether this process sleeps or not.
         """
         self._waits += 1
-        if self._quick or not self._waits % _RETRY:
+        if length < _LONG and (self._quick or not self._waits % _RETRY):
             until = time.perf_counter() + _ALERT
             while time.perf_counter() < until:
                 try:
@@ -179,8 +182,8 @@ class Link:
             self._quick = False
         return self._sock.recv_into(self._buffer)
 
-    def _receive(self) -> tuple[int, bytes]:
-        answer = bytes(self._buffer[: self._wait()])
+    def _receive(self, length: int = 0) -> tuple[int, bytes]:
+        answer = bytes(self._buffer[: self._wait(length)])
         number, *_ = ANSWER.unpack_from(answer)
         if self._waiting.pop(number, None) is None:
             raise BrokenLinkError
@@ -188,9 +191,9 @@ class Link:
             self._early = answer
         return number, answer
 
-    def _answer(self, number: int) -> bytes:
+    def _answer(self, number: int, length: int = 0) -> bytes:
         while True:
-            got, answer = self._receive()
+            got, answer = self._receive(length)
             if got == number:
                 return answer
 
@@ -239,6 +242,35 @@ class Link:
                 into[:] = view
             return view is not None
 
+    def lend(
+        self, address: int, length: int, space: int, pid: int, timeout: float
+    ) -> contextlib.AbstractContextManager[memoryview] | None:
+        """Read as :meth:`read`, and show it where the worker has put it, without a copy if it is in the window.
+
+        Other reads take the other half meanwhile; where that is lent, too, they are left to the daemon.
+        """
+        if length <= INLINE or (self.pages is not None and space in _KERNEL):
+            data = self.read(address, length, space, pid, timeout)
+            return None if data is None else memoryview(data)
+        with self._turn(timeout):
+            half, _ = self._fetch(address, length, space, pid)
+            if half is None:
+                return None
+            self._lent.add(half)
+        return self._loan(half, length)
+
+    @contextlib.contextmanager
+    def _loan(self, half: int, length: int) -> Iterator[memoryview]:
+        try:
+            with self._window[half * HALF :][:length] as view:
+                yield view
+        finally:
+            self._lent.discard(half)
+
+    def _free(self) -> int | None:
+        """A half of the window that nobody looks at."""
+        return next((half for half in (0, 1) if half not in self._lent), None)
+
     def _kept(self, address: int, length: int, space: int) -> bytes | None:
         """Read from the page cache, if all of it is there."""
         pages = self.pages if space in _KERNEL else None
@@ -249,24 +281,34 @@ class Link:
         self, address: int, length: int, space: int, pid: int, timeout: float
     ) -> Iterator[memoryview | bytes | None]:
         """Have the worker read, and take it from the page cache; or lend the window out until the copy is made."""
-        what = (address, length, space, pid)
         with self._turn(timeout):
-            asked, early = self._ahead, self._early
-            self._ahead = self._early = None
-            if asked is None or asked.what != what:
-                asked, early = self._ask(0, *what), None
-            if self._end == (address, space, pid):  # one after the other: have the next read meanwhile
-                self._ahead = self._ask(1 - asked.half, address + length, length, space, pid)
-            failed, cached = self._read_answer(early or self._answer(asked.number), length)
-            if not failed:
-                self._end = (address + length, space, pid)
-            if cached and (data := self._kept(address, length, space)) is not None:
-                yield data
-                return
-            if cached:  # it isn't any more
-                asked = self._ask(asked.half, *what, flags=0)
-                failed, _ = self._read_answer(self._answer(asked.number), length)
-            yield None if failed else self._window[asked.half * HALF :][:length]
+            half, data = self._fetch(address, length, space, pid)
+            yield self._window[half * HALF :][:length] if half is not None else data
+
+    def _fetch(self, address: int, length: int, space: int, pid: int) -> tuple[int | None, bytes | None]:
+        """Have the worker read.
+
+        :returns: the half of the window that has it, or it itself; neither: it can't be read, or there is no room.
+        """
+        what = (address, length, space, pid)
+        asked, early = self._ahead, self._early
+        self._ahead = self._early = None
+        if asked is None or asked.what != what:
+            if (free := self._free()) is None:
+                return None, None
+            asked, early = self._ask(free, *what), None
+        if self._end == (address, space, pid) and 1 - asked.half not in self._lent:
+            # One after the other: have the next read meanwhile.
+            self._ahead = self._ask(1 - asked.half, address + length, length, space, pid)
+        failed, cached = self._read_answer(early or self._answer(asked.number, length), length)
+        if not failed:
+            self._end = (address + length, space, pid)
+        if cached and (data := self._kept(address, length, space)) is not None:
+            return None, data
+        if cached:  # it isn't any more
+            asked = self._ask(asked.half, *what, flags=0)
+            failed, _ = self._read_answer(self._answer(asked.number), length)
+        return (None if failed else asked.half), None
 
     @staticmethod
     def _read_answer(answer: bytes, length: int) -> tuple[bool, bool]:
@@ -289,14 +331,16 @@ class Link:
         Otherwise as :meth:`read`.
         """
         with self._turn(timeout):
+            if (half := self._free()) is None:
+                return [None] * len(ranges)
             self._ahead = self._early = None
-            self._settle(0)
-            head = REQUEST.pack(self._next(), space, 0, 0, pid)
-            number = self._send(head + b"".join([RANGE.pack(*each) for each in ranges]), 0)
+            self._settle(half)
+            head = REQUEST.pack(self._next(), space, half, 0, pid)
+            number = self._send(head + b"".join([RANGE.pack(*each) for each in ranges]), half)
             answer = self._answer(number)
             _, count, size, _ = ANSWER.unpack_from(answer)
             failed = set(struct.unpack_from(f"<{count}I", answer, ANSWER.size))
-            data = bytes(self._window[:size]) if size > INLINE else answer[ANSWER.size + 4 * count :]
+            data = bytes(self._window[half * HALF :][:size]) if size > INLINE else answer[ANSWER.size + 4 * count :]
         return self._split(ranges, failed, data)
 
     def _split(self, ranges: Sequence[tuple[int, int]], failed: set[int], data: bytes) -> list[bytes | None]:

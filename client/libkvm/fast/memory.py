@@ -144,6 +144,29 @@ class Memory(memory.Memory):
                 rest = length - done
                 yield from super().stream(where + done, rest, physical=physical, pid=pid, timeout=_left(until))
 
+    def views(  # noqa: D102 - as without
+        self,
+        address: int,
+        length: int,
+        *,
+        physical: bool = False,
+        pid: int | None = None,
+        timeout: float | None = None,
+    ) -> Generator[memoryview]:
+        space, process = space_number(physical, pid)
+        where, until, done = address_number(address), self._until(length_number(length), timeout), 0
+        for at, size in _pieces(where, length):
+            loan = self._try(lambda link, left: link.lend(at, size, space, process, left), until)  # noqa: B023
+            if loan is None:
+                break
+            with loan as view:
+                yield view
+            done += size
+        if done < length or not length:
+            with _after(done):
+                rest = length - done
+                yield from super().views(where + done, rest, physical=physical, pid=pid, timeout=_left(until))
+
     def readv(  # noqa: D102 - as without
         self,
         ranges: Iterable[tuple[int, int]],

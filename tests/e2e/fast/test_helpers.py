@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -79,6 +80,16 @@ def read(kernel: libkvm.Kernel, truth: list[tuple[int, bytes]], step: Callable[[
     return total
 
 
+def viewed(kernel: libkvm.Kernel, start: int, data: bytes, kind: type) -> None:
+    """Look at all of it where it is."""
+    done = 0
+    for view in kernel.views(start, len(data), physical=True):
+        assert isinstance(view.obj, kind)
+        assert view == data[done : done + len(view)]
+        done += len(view)
+    assert done == len(data)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_bytes_as_drgn(daemon: Daemon, folder: Path, truth: list[tuple[int, bytes]], form: str) -> None:
     """By the fast path, and by gRPC: a call, and a stream, whose chunks are in order."""
@@ -86,9 +97,11 @@ def test_the_same_bytes_as_drgn(daemon: Daemon, folder: Path, truth: list[tuple[
         assert read(kernel, truth) > 16 * MIB
         assert link(kernel).pages is not None
         assert len(of(worker(daemon))) == 2
-        kernel._direct.drop()
-        read(kernel, truth)
         start, data = max(truth, key=lambda each: len(each[1]))
+        viewed(kernel, start, data, mmap.mmap)
+        kernel._direct.drop()
+        viewed(kernel, start, data, bytes)
+        read(kernel, truth)
         assert b"".join(kernel.stream(start, len(data), physical=True)) == data
     assert not [line for line in list(daemon.log) if b"helper" in line]
 

@@ -76,6 +76,21 @@ def test_streams_come_in_chunks_and_can_be_left(kernel):
     assert sum(map(len, kernel.stream(BASE, 4 * MIB))) == 4 * MIB
 
 
+def test_views_are_good_until_the_next(kernel):
+    views = kernel.views(BASE + 3, 3 * MIB)
+
+    first = next(views)
+    assert first == MEMORY[3 : 3 + MIB]
+    second = next(views)
+    assert second[:9] == MEMORY[3 + MIB :][:9]
+    with pytest.raises(ValueError, match="released"):
+        first[0]
+    views.close()
+    with pytest.raises(ValueError, match="released"):
+        second[0]
+    assert b"".join(map(bytes, kernel.views(BASE, 4 * MIB))) == MEMORY[: 4 * MIB]
+
+
 @pytest.mark.parametrize(("address", "length"), [(-1, 1), (2**64, 1), (0, -1)])
 def test_numbers_out_of_range_are_request_errors(kernel, address, length):
     with pytest.raises(libkvm.RequestError):

@@ -125,6 +125,53 @@ def test_what_can_not_be_read(pair: Pair, length: int) -> None:
     assert link.open
 
 
+def test_what_is_lent_is_not_written_over(pair: Pair) -> None:
+    """Other reads take the other half; where both are lent, there is no room for large ones."""
+    link = pair.worker()
+    many = [(BASE + n * 900, 100) for n in range(1000)]
+    pieces = [DATA[n * 900 :][:100] for n in range(1000)]
+    loan = link.lend(BASE + 5, HALF, 1, 0, 5.0)
+    assert loan is not None
+    with loan as first:
+        for _ in range(2):
+            assert link.read(BASE + 77, HALF, 1, 0, 5.0) == DATA[77:][:HALF]
+            assert link.readv(many, 1, 0, 5.0) == pieces
+        other = link.lend(BASE + HALF, HALF, 1, 0, 5.0)
+        assert other is not None
+        with other as second:
+            assert link.lend(BASE, HALF, 1, 0, 5.0) is None
+            assert link.read(BASE, HALF, 1, 0, 5.0) is None
+            assert link.readv(many, 1, 0, 5.0) == [None] * 1000
+            assert link.read(BASE, INLINE, 1, 0, 5.0) == DATA[:INLINE]
+            assert second == DATA[HALF : 2 * HALF]
+        assert link.read(BASE, HALF, 1, 0, 5.0) == DATA[:HALF]
+        assert first == DATA[5:][:HALF]
+    with pytest.raises(ValueError, match="released"):
+        first[0]
+
+
+@pytest.mark.parametrize("length", [1, INLINE, INLINE + 1, HALF])
+def test_loans_of_every_size(caching: Pair, length: int) -> None:
+    link = caching.worker()
+    for at in range(0, len(DATA) - length, HALF):
+        loan = link.lend(BASE + at, length, 1, 0, 5.0)
+        assert loan is not None
+        with loan as view:
+            assert view == DATA[at:][:length]
+    assert link.lend(END - length + 1, length, 1, 0, 5.0) is None
+    assert link.read(BASE, HALF, 1, 0, 5.0) == DATA[:HALF]
+
+
+def test_loans_that_follow_one_another_are_asked_for_ahead(pair: Pair) -> None:
+    link = pair.worker()
+    for at in range(0, len(DATA), HALF):
+        loan = link.lend(BASE + at, HALF, 1, 0, 5.0)
+        assert loan is not None
+        with loan as view:
+            assert view == DATA[at:][:HALF]
+    assert [at for at, _ in pair.image.reads if not (at - BASE) % HALF] == list(range(BASE, END + 1, HALF))
+
+
 def test_many_ranges(pair: Pair) -> None:
     link = pair.worker()
     ranges = [(BASE + n * 900, n % 200) for n in range(MOST_RANGES)]
@@ -287,7 +334,7 @@ def test_a_turn_that_does_not_come_in_time(pair: Pair) -> None:
 def test_an_interrupt_in_the_middle_ends_the_link(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer to what was asked may still come: nobody else must get it."""
 
-    def interrupted() -> int:
+    def interrupted(length: int) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pair.link, "_wait", interrupted)
