@@ -9,15 +9,9 @@ from typing import NamedTuple
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files, Image, Kind
 from kvmd.images.bsd import formats as bsd
-from kvmd.images.linux.image import LinuxImage
-from kvmd.images.linux.index import make as make_index
-from kvmd.images.linux.live_image import LiveImage
-from kvmd.images.linux.program import is_mine
-from kvmd.images.linux.raw import is_raw
+from kvmd.images.linux import image, index, live_image, program, raw
 from kvmd.images.linux.source import FileSource, Source
-from kvmd.images.procfs.image import ProcfsImage
-
-__all__ = ["make_index", "open_image"]
+from kvmd.images.procfs import image as procfs
 
 
 class Format(NamedTuple):
@@ -33,19 +27,14 @@ class Format(NamedTuple):
     open: Callable[[Files], Image]
 
 
-FORMATS: tuple[Format, ...] = (
-    Format("NetBSD kernel core", bsd.is_kcore, bsd.open_netbsd),
-    Format("FreeBSD minidump", bsd.is_minidump, bsd.open_minidump),
-    Format("FreeBSD ELF core", bsd.is_elf_core, bsd.open_elf_core),
-    Format("Linux kernel dump", is_mine, LinuxImage),
-)
-
-RUNNING: dict[Kind, Callable[[Files], Image]] = {
-    Kind.LIVE: LiveImage,
-    Kind.MEM: LiveImage,
-    Kind.PROCFS: ProcfsImage,
-}
-"""Who opens what is no dump, by its kind."""
+def formats() -> tuple[Format, ...]:
+    """The table. It is made for a dump, since what is named here runs with that (:mod:`kvmd.late`)."""
+    return (
+        Format("NetBSD kernel core", bsd.is_kcore, bsd.open_netbsd),
+        Format("FreeBSD minidump", bsd.is_minidump, bsd.open_minidump),
+        Format("FreeBSD ELF core", bsd.is_elf_core, bsd.open_elf_core),
+        Format("Linux kernel dump", program.is_mine, image.LinuxImage),
+    )
 
 
 def open_image(files: Files) -> Image:
@@ -55,8 +44,10 @@ def open_image(files: Files) -> Image:
 
     :raises KvmError: EMPTY_FILE, UNSUPPORTED_FORMAT, UNSUPPORTED without a core, and what the format raises.
     """
-    if files.kind in RUNNING:
-        return RUNNING[files.kind](files)
+    if files.kind is Kind.PROCFS:
+        return procfs.ProcfsImage(files)
+    if files.kind is not Kind.DUMP:
+        return live_image.LiveImage(files)
     if files.core is None:
         raise error(Reason.UNSUPPORTED, "a dump needs a core file")
     source = FileSource(files.core.fd)
@@ -64,12 +55,12 @@ def open_image(files: Files) -> Image:
         raise error(Reason.EMPTY_FILE, f"{files.core.name} is empty", path=files.core.name, strerror=os.strerror(22))
     if files.dump_offset is not None:
         return bsd.open_netbsd(files)
-    for known in FORMATS:
+    for known in formats():
         if known.probe(source):
             return known.open(files)
     if bsd.is_dump_device(files):
         return bsd.open_netbsd(files)
-    if is_raw(source.size):
+    if raw.is_raw(source.size):
         return _open_raw(files)
     raise _unknown(files.core)
 
@@ -77,7 +68,7 @@ def open_image(files: Files) -> Image:
 def _open_raw(files: Files) -> Image:
     """A file that could be raw memory, if a kernel is in it."""
     try:
-        return LinuxImage(files)
+        return image.LinuxImage(files)
     except KvmError as e:
         if e.reason is Reason.NO_VMCOREINFO and files.core is not None:
             raise _unknown(files.core, ", and no kernel was found in it that raw memory would hold") from e
@@ -85,6 +76,11 @@ def _open_raw(files: Files) -> Image:
 
 
 def _unknown(core: File, more: str = "") -> KvmError:
-    names = ", ".join(known.name for known in FORMATS)
+    names = ", ".join(known.name for known in formats())
     message = f"{core.name} is of no format that is known ({names}){more}"
     return error(Reason.UNSUPPORTED_FORMAT, message, path=core.name)
+
+
+def make_index(given: memoryview) -> bytes:
+    """Make the index of a build: see :func:`kvmd.images.linux.index.make`."""
+    return index.make(given)

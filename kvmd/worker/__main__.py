@@ -10,28 +10,24 @@ write at an offset of a file that it is given: /dev/mem, for the running kernel 
 from __future__ import annotations
 
 import gc
-import importlib
 import sys
-from types import ModuleType
 
-# One of drgn's helpers, which are imported all or none, imports drgn's command line: a fifth of all that is imported.
-_UNUSED = "drgn.helpers.linux.stack"
+from kvmd import late
 
-
-class _Absent(ModuleType):
-    """Stands for a module that nobody uses, until somebody does."""
-
-    __all__ = ()
-
-    def __getattr__(self, name: str) -> object:
-        sys.modules.pop(self.__name__, None)
-        return getattr(importlib.import_module(self.__name__), name)
+LATE = (
+    # What images need: most need a third of it.
+    *("kvmd.images", "drgn.helpers", "_drgn_util"),
+    # protobuf without its C extension, and what is imported for a fault's report or a class without a docstring.
+    *("google.protobuf.descriptor_database", "google.protobuf.internal.python_edition_defaults"),
+    *("google.protobuf.internal.python_message", "ast", "dis", "inspect", "opcode", "textwrap", "token", "tokenize"),
+)
+"""What runs when it is first used."""
 
 
 def main() -> None:
     """Import what a worker is made of, and run."""
     gc.disable()  # nothing of it becomes garbage
-    sys.modules[_UNUSED] = _Absent(_UNUSED)
+    late.start(*LATE)
     from kvmd.worker.start import run  # noqa: PLC0415 - after that
 
     run(sys.argv[1:])

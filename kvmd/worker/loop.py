@@ -11,12 +11,12 @@ import time
 import traceback
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
 from kvmd.errors import KvmError, Reason, error
+from kvmd.images import registry
 from kvmd.images.base import File, Files, Image, Indexed
-from kvmd.images.registry import make_index
 from kvmd.worker.cache import PageCache
 from kvmd.worker.fast import Client, Reader
 from kvmd.worker.methods import METHODS, Data
@@ -79,14 +79,16 @@ class Loop:
         }
         self._told = 0.0
 
-    def run(self, protections: Sequence[str] = ()) -> None:
+    def run(self, protections: Sequence[str] = (), ahead: Iterable[None] = ()) -> None:
         """Serve until end of file, or until memory runs out.
 
         :param protections: what the process has given up, for the daemon's log.
+        :param ahead: what is done, a step at a time, until somebody asks for something.
         """
         self._send(Kind.READY, ", ".join(protections).encode())
         daemon = self._sock.fileno()
         self._poll.register(daemon, select.POLLIN)
+        self._use_time(ahead)
         try:
             while all(self._serve() if fd == daemon else self._take(fd) for fd in self._ready()):
                 # Each that has asked got its turn; small requests are answered by now.
@@ -97,6 +99,13 @@ class Loop:
         finally:
             for client in self._clients.values():
                 client.close()
+
+    def _use_time(self, ahead: Iterable[None]) -> None:
+        """Do what can be done ahead, after as long a wait as the start took: a daemon that starts, too, goes first."""
+        if not self._poll.poll(time.process_time() * 1000):
+            for _ in ahead:
+                if self._poll.poll(0):
+                    break
 
     def _ready(self) -> list[int]:
         """Wait for whoever asks; only look if there is something to do now.
@@ -235,7 +244,7 @@ class Loop:
     def _make(_payload: bytes, fds: list[int]) -> Answer:
         """Make an index: of what was read from a dump, in a process that has seen nothing else."""
         (fd,) = fds
-        return Kind.RESULT, make_index(_mapped(fd))
+        return Kind.RESULT, registry.make_index(_mapped(fd))
 
     def _tell(self, done: int, of: int) -> None:
         """Tell the daemon how far the opening has come, now and then."""

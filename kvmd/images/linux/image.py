@@ -9,26 +9,29 @@ from functools import cached_property
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import CHUNK, ByteOrder, Files
-from kvmd.images.linux import info, log, pages
-from kvmd.images.linux.auxv import AuxVectors
-from kvmd.images.linux.cpus import Cpus
-from kvmd.images.linux.elfsymbols import stripped
-from kvmd.images.linux.files import OpenFiles
+from kvmd.images.linux import (
+    auxv,
+    cpus,
+    elfsymbols,
+    files,
+    info,
+    log,
+    pages,
+    paths,
+    processes,
+    stack,
+    strings,
+    swapinfo,
+    system,
+    user,
+    userpages,
+)
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.layout import PAGE
 from kvmd.images.linux.order import NAMES
-from kvmd.images.linux.paths import Paths, init_root
-from kvmd.images.linux.processes import Processes
-from kvmd.images.linux.scan.recover import open_dump
-from kvmd.images.linux.stack import Stacks
-from kvmd.images.linux.strings import StringReader
-from kvmd.images.linux.swap.evidence import weigh
-from kvmd.images.linux.swap.reader import Facts, SwapReader
-from kvmd.images.linux.swapinfo import SwapAreas
+from kvmd.images.linux.scan import recover
+from kvmd.images.linux.swap import evidence, reader
 from kvmd.images.linux.symbols import to_wire
-from kvmd.images.linux.system import CpuTimes, load_average
-from kvmd.images.linux.user import UserMemory
-from kvmd.images.linux.userpages import UserPages
 from kvmd.v1 import error_pb2, image_pb2, memory_pb2, process_pb2, stack_pb2, symbol_pb2, system_pb2
 
 _BUILD_ID = re.compile("[0-9a-f]{16,64}")
@@ -60,7 +63,7 @@ class LinuxImage:
             raise error(Reason.BAD_ARGUMENT, "a dump needs a core file")
         if files.writable:
             raise error(Reason.UNSUPPORTED, "a crash dump can't be written", path=files.core.name)
-        return Kernel(open_dump(files.core, files.progress, files.unpacker), files.exec)
+        return Kernel(recover.open_dump(files.core, files.progress, files.unpacker), files.exec)
 
     def _check_swap(self) -> None:
         """Refuse a swap image that is none of this dump's; what keeps that from being known is told when it is read."""
@@ -68,8 +71,8 @@ class LinuxImage:
             swapped = self._swapped
             swapped.matched  # noqa: B018 - a cached property
             if swapped.doubtful:
-                vectors = AuxVectors(self._kernel, self._processes.tasks, self._pages, swapped.chain())
-                unproven = weigh(vectors.witnesses(), swapped.doubtful)
+                vectors = auxv.AuxVectors(self._kernel, self._processes.tasks, self._pages, swapped.chain())
+                unproven = evidence.weigh(vectors.witnesses(), swapped.doubtful)
                 for number in unproven if not self._names.any_swap else ():
                     swapped.distrust(number)
         except KvmError as e:
@@ -87,51 +90,51 @@ class LinuxImage:
         return NAMES[self._kernel.memory.order]
 
     @cached_property
-    def _processes(self) -> Processes:
+    def _processes(self) -> processes.Processes:
         with self._kernel.reading("the process list"):
-            return Processes(self._kernel)
+            return processes.Processes(self._kernel)
 
     @cached_property
-    def _strings(self) -> StringReader:
+    def _strings(self) -> strings.StringReader:
         with self._kernel.reading("the process list"):
-            return StringReader(self._kernel, self._processes, self._pages)
+            return strings.StringReader(self._kernel, self._processes, self._pages)
 
     @cached_property
-    def _user(self) -> UserMemory:
+    def _user(self) -> user.UserMemory:
         with self._kernel.reading("the process list"):
-            return UserMemory(self._kernel, self._processes, self._pages)
+            return user.UserMemory(self._kernel, self._processes, self._pages)
 
     @cached_property
-    def _files(self) -> OpenFiles:
+    def _files(self) -> files.OpenFiles:
         with self._kernel.reading("the open files"):
-            return OpenFiles(self._kernel, self._processes.tasks)
+            return files.OpenFiles(self._kernel, self._processes.tasks)
 
     @cached_property
-    def _stacks(self) -> Stacks:
+    def _stacks(self) -> stack.Stacks:
         with self._kernel.reading("the stacks"):
-            return Stacks(self._kernel, self._processes.tasks)
+            return stack.Stacks(self._kernel, self._processes.tasks)
 
     @cached_property
-    def _swap(self) -> SwapAreas:
+    def _swap(self) -> swapinfo.SwapAreas:
         with self._kernel.reading("the swap areas"):
-            return SwapAreas(self._kernel)
+            return swapinfo.SwapAreas(self._kernel)
 
     @cached_property
-    def _swapped(self) -> SwapReader:
+    def _swapped(self) -> reader.SwapReader:
         with self._kernel.reading("the swap areas"):
-            return SwapReader(self._kernel, self._swap, self._names.swap, self._paths)
+            return reader.SwapReader(self._kernel, self._swap, self._names.swap, self._paths)
 
     @cached_property
-    def _pages(self) -> UserPages:
-        return UserPages(self._kernel, lambda: self._swapped)
+    def _pages(self) -> userpages.UserPages:
+        return userpages.UserPages(self._kernel, lambda: self._swapped)
 
-    def _paths(self) -> Paths:
-        return Paths(self._kernel, init_root(self._kernel, self._processes.tasks))
+    def _paths(self) -> paths.Paths:
+        return paths.Paths(self._kernel, paths.init_root(self._kernel, self._processes.tasks))
 
     @cached_property
-    def _cpu_times(self) -> CpuTimes:
+    def _cpu_times(self) -> system.CpuTimes:
         with self._kernel.reading("the CPU times"):
-            return CpuTimes(self._kernel)
+            return system.CpuTimes(self._kernel)
 
     @property
     def build_id(self) -> str:
@@ -190,7 +193,7 @@ class LinuxImage:
         """
         execfile = self._kernel.execfile
         if execfile and execfile.stripped:
-            raise stripped(execfile.file)
+            raise elfsymbols.stripped(execfile.file)
         return [to_wire(name, self._kernel.symbol(name)) for name in names]
 
     def processes(self, request: process_pb2.GetProcsRequest) -> Iterator[process_pb2.Process]:
@@ -229,7 +232,7 @@ class LinuxImage:
 
     def load_average(self) -> list[float]:
         """See :class:`~kvmd.images.base.Image`."""
-        return load_average(self._kernel)
+        return system.load_average(self._kernel)
 
     def cpu_times(self) -> list[system_pb2.CpuTimes]:
         """See :class:`~kvmd.images.base.Image`."""
@@ -237,12 +240,12 @@ class LinuxImage:
 
     def cpus(self) -> system_pb2.GetCpusResponse:
         """See :class:`~kvmd.images.base.Image`."""
-        return Cpus(self._kernel).describe()
+        return cpus.Cpus(self._kernel).describe()
 
     def swap_areas(self) -> list[system_pb2.SwapArea]:
         """See :class:`~kvmd.images.base.Image`."""
         found = self._swap.read(self._paths())
-        facts: dict[int, Facts] = {}
+        facts: dict[int, reader.Facts] = {}
         with suppress(KvmError):  # the list does not need them
             facts = self._swapped.facts()
         for area in found:

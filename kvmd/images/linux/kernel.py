@@ -7,31 +7,33 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import NamedTuple
 
+import drgn.helpers.linux.kallsyms as drgns
 from drgn import FaultError, FindObjectFlags, Object, Program, Symbol, SymbolIndex, Type, TypeKindSet
-from drgn.helpers.linux.kallsyms import load_vmlinux_kallsyms
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File
-from kvmd.images.linux.btf import MAX_SIZE, Btf
-from kvmd.images.linux.btffile import BtfFile, is_btf
-from kvmd.images.linux.execfile import ExecFile
+from kvmd.images.linux import btf as formats
+from kvmd.images.linux import (
+    btffile,
+    index,
+    isf,
+    kallsyms,
+    kimage,
+    modsyms,
+    modtypes,
+    packed,
+    refs,
+    scanned,
+    types,
+    variables,
+)
+from kvmd.images.linux import execfile as elfs
 from kvmd.images.linux.guard import guarded
-from kvmd.images.linux.index import Index, SymbolPlaces, inputs
-from kvmd.images.linux.isf import IsfFile, is_isf
-from kvmd.images.linux.kallsyms import RawKallsyms, read_raw
-from kvmd.images.linux.kimage import KernelImage, image_of
 from kvmd.images.linux.memory import Memory, in_chunks
-from kvmd.images.linux.modsyms import module_symbols
-from kvmd.images.linux.modtypes import Blob, ModuleTypes, blobs_in_memory
-from kvmd.images.linux.objects.finder import Objects
+from kvmd.images.linux.objects import finder
 from kvmd.images.linux.order import BIG
-from kvmd.images.linux.packed import unpacked
 from kvmd.images.linux.program import Dump
-from kvmd.images.linux.refs import DECODERS
-from kvmd.images.linux.scanned import ByScan
 from kvmd.images.linux.symbols import Found, Kallsyms, Lookup, SymbolTable, as_drgn, vmcoreinfo_lookup
-from kvmd.images.linux.types import Types
-from kvmd.images.linux.variables import Variables
 
 
 class Sources(NamedTuple):
@@ -43,8 +45,8 @@ class Sources(NamedTuple):
     """
 
     symbols: SymbolTable | None = None
-    btf: Blob | None = None
-    module_btf: tuple[Blob, ...] | None = None
+    btf: modtypes.Blob | None = None
+    module_btf: tuple[modtypes.Blob, ...] | None = None
 
 
 class Kernel:
@@ -61,29 +63,29 @@ class Kernel:
         self.memory = Memory(dump)
         self.execfile = self._open(execfile) if execfile else None
         self._loading = False
-        self._index: Index | None = None
+        self._index: index.Index | None = None
         self._served = set[str]()
         self.prog.register_symbol_finder("kvmd", self._find_symbols, enable_index=0)
-        if isinstance(self.execfile, ExecFile) and self.execfile.dwarf:
+        if self.execfile and self.execfile.dwarf and isinstance(self.execfile, elfs.ExecFile):
             self.execfile.load_dwarf(self.prog)
         else:
             self.prog.register_type_finder("kvmd", self._find_type, enable_index=0)
             self.prog.register_object_finder("kvmd", self._find_object, enable_index=-1)
 
-    def _open(self, execfile: File) -> ExecFile | BtfFile | IsfFile:
-        source = unpacked(execfile)
-        if is_btf(source):
-            return BtfFile(execfile, source, self.info, self.prog)
-        if is_isf(source):
-            return IsfFile(execfile, source, self.info, self.prog, self.memory.attempt)
-        return ExecFile(execfile, source, self.info)
+    def _open(self, execfile: File) -> elfs.ExecFile | btffile.BtfFile | isf.IsfFile:
+        source = packed.unpacked(execfile)
+        if btffile.is_btf(source):
+            return btffile.BtfFile(execfile, source, self.info, self.prog)
+        if isf.is_isf(source):
+            return isf.IsfFile(execfile, source, self.info, self.prog, self.memory.attempt)
+        return elfs.ExecFile(execfile, source, self.info)
 
     @property
     def types_source(self) -> str:
         """``dwarf``, ``btf``, ``isf``, or empty if there are none."""
         if self.execfile and self.execfile.dwarf:
             return "dwarf"
-        if isinstance(self.execfile, IsfFile):
+        if self.execfile and isinstance(self.execfile, isf.IsfFile):
             return "isf"
         return "btf" if self._try_types else ""
 
@@ -127,7 +129,7 @@ class Kernel:
         self._loading = True
         try:
             with guarded("kallsyms", Reason.NO_SYMBOLS):
-                return load_vmlinux_kallsyms(self.prog)
+                return drgns.load_vmlinux_kallsyms(self.prog)
         finally:
             self._loading = False
 
@@ -137,15 +139,15 @@ class Kernel:
         What is none counts for nothing.
         """
         with suppress(ValueError):
-            self._index = Index(data)
+            self._index = index.Index(data)
 
-    def _raw_kallsyms(self) -> RawKallsyms | None:
+    def _raw_kallsyms(self) -> kallsyms.RawKallsyms | None:
         try:
-            return read_raw(self.info.symbols(), self.memory.kernel, self.memory.order)
+            return kallsyms.read_raw(self.info.symbols(), self.memory.kernel, self.memory.order)
         except KvmError:  # a page that only the whole needs, and no look-up of drgn's
             return None
 
-    def _places(self) -> SymbolPlaces | None:
+    def _places(self) -> index.SymbolPlaces | None:
         stext = self.info.symbol("_stext")
         if self._index is None or stext is None or (raw := self._raw_kallsyms()) is None:
             return None
@@ -164,7 +166,8 @@ class Kernel:
         needed = ({"types"} if types else set()) | ({"symbols"} if raw or self._by_scan.tables else set())
         if needed <= self._served:
             return b""
-        return inputs(raw, self._btf_in_memory() if types and written else self._by_scan.btf(), self._by_scan.found())
+        blob = self._btf_in_memory() if types and written else self._by_scan.btf()
+        return index.inputs(raw, blob, self._by_scan.found())
 
     @property
     def _scanned_kallsyms(self) -> SymbolTable | None:
@@ -212,10 +215,10 @@ class Kernel:
     @cached_property
     def _objects(self) -> Lookup:
         """What finds data that no symbol table tells of."""
-        known = self.dump.architecture in DECODERS
+        known = self.dump.architecture in refs.DECODERS
         if not known or self.written("init_task") is not None or self.dump.live or self.image is None:
             return lambda _name: None
-        return Objects(self, self.image)
+        return finder.Objects(self, self.image)
 
     def symbol(self, name: str) -> Found | None:
         """Look up a symbol; modules come last."""
@@ -244,7 +247,7 @@ class Kernel:
         try:
             self.need_types()
             with guarded("the list of modules", Reason.CORRUPT_DATA):
-                return module_symbols(self.prog, self.memory.kernel)
+                return modsyms.module_symbols(self.prog, self.memory.kernel)
         except KvmError:
             return {}
 
@@ -271,22 +274,22 @@ class Kernel:
             self._types  # noqa: B018 - a cached property
 
     @property
-    def btf(self) -> Btf | None:
+    def btf(self) -> formats.Btf | None:
         """The kernel's BTF; None if its types come from elsewhere, or there are none."""
         types = None if self.execfile and self.execfile.dwarf else self._try_types
         return types.btf if types else None
 
     @cached_property
-    def _types(self) -> Types:
-        if isinstance(self.execfile, BtfFile):
+    def _types(self) -> types.Types:
+        if isinstance(self.execfile, btffile.BtfFile):
             return self._types_of(self.execfile)
-        if isinstance(self.execfile, IsfFile):
+        if isinstance(self.execfile, isf.IsfFile):
             return self.execfile.types
-        if isinstance(self.execfile, ExecFile) and self.execfile.btf:
-            return Types(self.prog, Btf(self.execfile.btf))
+        if isinstance(self.execfile, elfs.ExecFile) and self.execfile.btf:
+            return types.Types(self.prog, formats.Btf(self.execfile.btf))
         if self._sources.btf is not None:
             with suppress(KvmError):
-                return Types(self.prog, Btf(self._sources.btf()))
+                return types.Types(self.prog, formats.Btf(self._sources.btf()))
         if self.written("__start_BTF") is None and (found := self._types_by_scan) is not None:
             if isinstance(found, KvmError):
                 raise type(found)(found.reason, found.message, found.metadata)
@@ -295,9 +298,9 @@ class Kernel:
         known = self._index.types(data) if self._index else None
         if known is not None:
             self._served.add("types")
-        return Types(self.prog, Btf(data, index=known))
+        return types.Types(self.prog, formats.Btf(data, index=known))
 
-    def _types_of(self, file: BtfFile) -> Types:
+    def _types_of(self, file: btffile.BtfFile) -> types.Types:
         start, stop = self.written("__start_BTF"), self.written("__stop_BTF")
         if start and stop and stop.value - start.value != file.size:
             raise file.foreign(self.info, f"the kernel's BTF has {stop.value - start.value} bytes")
@@ -311,22 +314,22 @@ class Kernel:
             reason = Reason.NO_TYPES if self._kallsyms or self.execfile else Reason.NO_SYMBOLS
             raise error(reason, "no types can be found in the image; name a vmlinux with DWARF as execfile")
         length = stop.value - start.value
-        if not 0 < length <= MAX_SIZE:
+        if not 0 < length <= formats.MAX_SIZE:
             raise error(Reason.CORRUPT_DATA, "the kernel's BTF makes no sense: its bounds")
         return in_chunks(self.memory.kernel, start.value, length)
 
     @cached_property
-    def _by_scan(self) -> ByScan:
-        return ByScan(self.dump, self.memory, lambda name: self.written(name) is not None)
+    def _by_scan(self) -> scanned.ByScan:
+        return scanned.ByScan(self.dump, self.memory, lambda name: self.written(name) is not None)
 
     @cached_property
-    def image(self) -> KernelImage | None:
+    def image(self) -> kimage.KernelImage | None:
         """The kernel's code and data; None where its page tables can't be walked."""
         start = self.written("_stext")
-        return image_of(self.memory, start.value if start else None)
+        return kimage.image_of(self.memory, start.value if start else None)
 
     @cached_property
-    def _types_by_scan(self) -> Types | KvmError | None:
+    def _types_by_scan(self) -> types.Types | KvmError | None:
         """What a look through all of the image found; once, for who asks next may be told the same."""
         try:
             found, remembered = self._by_scan.types(self._index)
@@ -336,25 +339,25 @@ class Kernel:
         return found
 
     @cached_property
-    def _try_types(self) -> Types | None:
+    def _try_types(self) -> types.Types | None:
         try:
             return self._types
         except KvmError:
             return None
 
     @cached_property
-    def _module_types(self) -> ModuleTypes:
-        return ModuleTypes(self.prog, self._types, self._module_btf)
+    def _module_types(self) -> modtypes.ModuleTypes:
+        return modtypes.ModuleTypes(self.prog, self._types, self._module_btf)
 
-    def _module_btf(self) -> Iterable[Blob]:
+    def _module_btf(self) -> Iterable[modtypes.Blob]:
         if self._sources.module_btf is not None:
             return self._sources.module_btf
         head = self.builtin("btf_modules")
-        return blobs_in_memory(self.prog, head.value, self.memory.kernel) if head else ()
+        return modtypes.blobs_in_memory(self.prog, head.value, self.memory.kernel) if head else ()
 
     @cached_property
-    def _variables(self) -> Variables:
-        return Variables(self.prog, self._types, self.builtin)
+    def _variables(self) -> variables.Variables:
+        return variables.Variables(self.prog, self._types, self.builtin)
 
     def _find_type(self, prog: Program, kinds: TypeKindSet, name: str, filename: str | None) -> Type | None:
         types = None if self._loading else self._try_types

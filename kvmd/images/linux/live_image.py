@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import cached_property
 
 from kvmd.errors import Reason, error
-from kvmd.images.base import Files
-from kvmd.images.linux.btf import MAX_SIZE
+from kvmd.images.base import File, Files
+from kvmd.images.linux import btf, live_processes, live_stack, live_steady, live_write
 from kvmd.images.linux.image import LinuxImage
 from kvmd.images.linux.kernel import Kernel, Sources
 from kvmd.images.linux.live_files import whole
 from kvmd.images.linux.live_kallsyms import LiveKallsyms
 from kvmd.images.linux.live_memory import open_live
 from kvmd.images.linux.live_modules import ModuleList
-from kvmd.images.linux.live_processes import LiveProcesses, LiveStrings, in_one_memory
-from kvmd.images.linux.live_stack import LiveStacks
-from kvmd.images.linux.live_steady import alike, each_process, steady
-from kvmd.images.linux.live_write import Writer
 from kvmd.images.linux.memory import Memory
 from kvmd.v1 import image_pb2, memory_pb2, symbol_pb2, system_pb2
 
@@ -34,14 +30,14 @@ class LiveImage(LinuxImage):
 
     def _open(self, files: Files) -> Kernel:
         dump = open_live(files)
-        btf, kallsyms = files.extra.get("btf/vmlinux"), files.extra.get("kallsyms")
+        types, kallsyms = files.extra.get("btf/vmlinux"), files.extra.get("kallsyms")
         if kallsyms is not None:
             self._table = LiveKallsyms(kallsyms, ModuleList(Memory(dump).kernel, self._modules_head).state)
-        modules = [file for role, file in files.extra.items() if role.startswith("btf/") and file is not btf]
+        modules = [file for role, file in files.extra.items() if role.startswith("btf/") and file is not types]
         sources = Sources(
             self._table,
-            partial(whole, btf, MAX_SIZE) if btf else None,
-            tuple(partial(whole, file, MAX_SIZE) for file in modules) if modules else None,
+            _blob(types) if types else None,
+            tuple(map(_blob, modules)) if modules else None,
         )
         return Kernel(dump, files.exec, sources)
 
@@ -50,25 +46,27 @@ class LiveImage(LinuxImage):
         return found.value if found else None
 
     @cached_property
-    def _processes(self) -> LiveProcesses:
+    def _processes(self) -> live_processes.LiveProcesses:
         """Knows offsets, and no process."""
         with self.kernel.reading("the process list"):
-            return LiveProcesses(self.kernel)
+            return live_processes.LiveProcesses(self.kernel)
 
     @cached_property
-    def _strings(self) -> LiveStrings:
+    def _strings(self) -> live_processes.LiveStrings:
         with self.kernel.reading("the process list"):
-            return LiveStrings(self.kernel, self._processes, self._pages)
+            return live_processes.LiveStrings(self.kernel, self._processes, self._pages)
 
     @cached_property
-    def _stacks(self) -> LiveStacks:
+    def _stacks(self) -> live_stack.LiveStacks:
         with self.kernel.reading("the stacks"):
-            return LiveStacks(self.kernel, self._processes.tasks)
+            return live_stack.LiveStacks(self.kernel, self._processes.tasks)
 
     @cached_property
-    def _writer(self) -> Writer | None:
+    def _writer(self) -> live_write.Writer | None:
         mem = self._names.extra.get("mem")
-        return Writer(mem, self.kernel.memory, self.kernel.dump.layout) if mem and self._names.writable else None
+        if mem is None or not self._names.writable:
+            return None
+        return live_write.Writer(mem, self.kernel.memory, self.kernel.dump.layout)
 
     def info(self) -> image_pb2.Info:
         """See :class:`~kvmd.images.base.Image`; this kernel's clocks are asked, not read from its memory."""
@@ -83,7 +81,7 @@ class LiveImage(LinuxImage):
         read = super().read
         if space != memory_pb2.ADDRESS_SPACE_USER:
             return read(address, length, space, pid)
-        return in_one_memory(self._processes, pid, lambda: read(address, length, space, pid))
+        return live_processes.in_one_memory(self._processes, pid, lambda: read(address, length, space, pid))
 
     def symbols(self, names: Sequence[str]) -> list[symbol_pb2.Symbol]:
         """See :class:`~kvmd.images.base.Image`."""
@@ -94,34 +92,39 @@ class LiveImage(LinuxImage):
 
     def log(self) -> Iterator[image_pb2.LogRecord]:
         """See :class:`~kvmd.images.base.Image`."""
-        yield from steady("the kernel's log", lambda: list(super(LiveImage, self).log()))
+        yield from live_steady.steady("the kernel's log", lambda: list(super(LiveImage, self).log()))
 
     def load_average(self) -> list[float]:
         """See :class:`~kvmd.images.base.Image`."""
-        return steady("the load averages", super().load_average)
+        return live_steady.steady("the load averages", super().load_average)
 
     def cpu_times(self) -> list[system_pb2.CpuTimes]:
         """See :class:`~kvmd.images.base.Image`."""
-        return steady("the CPU times", super().cpu_times)
+        return live_steady.steady("the CPU times", super().cpu_times)
 
     def cpus(self) -> system_pb2.GetCpusResponse:
         """See :class:`~kvmd.images.base.Image`."""
-        return steady("the CPUs", super().cpus)
+        return live_steady.steady("the CPUs", super().cpus)
 
     def swap_areas(self) -> list[system_pb2.SwapArea]:
         """See :class:`~kvmd.images.base.Image`."""
-        return steady("the swap areas", super().swap_areas)
+        return live_steady.steady("the swap areas", super().swap_areas)
 
     def files(self, pid: int) -> Iterator[system_pb2.OpenFile]:
         """See :class:`~kvmd.images.base.Image`; of each process, what two readings in turn agree about."""
 
         def of(one: int) -> list[system_pb2.OpenFile]:
-            return alike(lambda: list(super(LiveImage, self).files(one)), ("fd", "path", "inode"))
+            return live_steady.alike(lambda: list(super(LiveImage, self).files(one)), ("fd", "path", "inode"))
 
-        return iter(of(pid)) if pid else each_process(self._processes.pids(), of)
+        return iter(of(pid)) if pid else live_steady.each_process(self._processes.pids(), of)
 
     def write(self, address: int, data: bytes) -> None:
         """See :class:`~kvmd.images.base.Image`, and :mod:`~kvmd.images.linux.live_write`."""
         if self._writer is None:
             raise error(Reason.WRITE_READ_ONLY, "the descriptor was opened read-only; open it with O_RDWR")
         self._writer.write(address, data)
+
+
+def _blob(file: File) -> Callable[[], bytes]:
+    """Gives a file's BTF, once it is wanted."""
+    return lambda: whole(file, btf.MAX_SIZE)

@@ -14,8 +14,7 @@ from drgn import Architecture, FaultError
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Files, Kind
-from kvmd.images.linux import elf
-from kvmd.images.linux.live_devmem import DevMem, Ram
+from kvmd.images.linux import elf, live_devmem
 from kvmd.images.linux.live_files import whole
 from kvmd.images.linux.live_kcore import Kcore, headers
 from kvmd.images.linux.program import ARCHITECTURES, Dump, PhysicalRead, custom
@@ -67,12 +66,12 @@ def _direct(read: PhysicalRead, virtual: int, physical: int) -> PhysicalRead:
 
 
 def _by_mem(files: Files, core: File) -> Dump:
-    layout = DevMem(core, Ram(files.extra.get("iomem"), files.extra.get("kcore")))
+    layout = live_devmem.DevMem(core, live_devmem.Ram(files.extra.get("iomem"), files.extra.get("kcore")))
     layout.vmcoreinfo = _note(files, layout)
     return custom(_architecture(), layout, layout.read, layout.vmcoreinfo, live=True)
 
 
-def _note(files: Files, layout: DevMem) -> bytes:
+def _note(files: Files, layout: live_devmem.DevMem) -> bytes:
     """The VMCOREINFO text: from /proc/kcore's note, else from where /sys/kernel/vmcoreinfo says that it lies."""
     kcore, place = files.extra.get("kcore"), files.extra.get("vmcoreinfo")
     try:

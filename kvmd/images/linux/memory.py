@@ -19,7 +19,6 @@ from kvmd.images.linux import paging_arm64, paging_s390x, paging_x86
 from kvmd.images.linux.order import number, order_of, words
 from kvmd.images.linux.pagetable import PageTables, Place
 from kvmd.images.linux.recent import RecentPages
-from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
 if TYPE_CHECKING:
     from kvmd.images.linux.program import Dump
@@ -35,11 +34,11 @@ _FEW = 4
 """Reads of no more pages than that are made page by page."""
 _PLACES = 4096
 """Of so many pages is kept where they are."""
-# What an architecture's kernels tell of their page tables.
+# Who knows what an architecture's kernels tell of their page tables.
 _PAGING = {
-    Architecture.X86_64: paging_x86.of_kernel,
-    Architecture.AARCH64: paging_arm64.of_kernel,
-    Architecture.S390X: paging_s390x.of_kernel,
+    Architecture.X86_64: paging_x86,
+    Architecture.AARCH64: paging_arm64,
+    Architecture.S390X: paging_s390x,
 }
 
 
@@ -69,9 +68,9 @@ class Memory:
         self.blind = dump.architecture not in _PAGING and not dump.live
         self.tables: PageTables | None = None
         self.root = 0
-        known = _PAGING.get(dump.architecture, _untold)(dump.vmcoreinfo, self._page)
-        if known is not None:
-            paging, self.root = known
+        known = _PAGING.get(dump.architecture)
+        if known is not None and (told := known.of_kernel(dump.vmcoreinfo, self._page)) is not None:
+            paging, self.root = told
             self.tables = PageTables(self.physical, paging)
 
     def kernel(self, address: int, length: int) -> bytes:
@@ -285,10 +284,6 @@ class Memory:
     def _why_physical(self, address: int) -> KvmError:
         reason = self._layout.trouble(address) or Reason.CORRUPT_PAGE
         return error(reason, _TEXT[reason].format(address), address=address)
-
-
-def _untold(_info: VmcoreInfo, _page_size: int) -> None:
-    """Of an architecture whose page tables kvmd doesn't know."""
 
 
 def moved(e: KvmError, address: int, readable: int = 0) -> KvmError:

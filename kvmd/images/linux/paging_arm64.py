@@ -8,8 +8,7 @@ untagged_addr: user pointers may have a tag in their highest byte, and so have k
 from __future__ import annotations
 
 from kvmd.images.linux.pagetable import EXECUTE, READ, WRITE, Paging
-from kvmd.images.linux.swap.entry import release_of
-from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo, release_of
 
 _VALID, _TABLE = 1, 2  # of an entry of the last level, the second bit must be set, too
 # Of a page or block; and of a table, for all below it: AP[2] and PXN, APTable[1] and PXNTable.

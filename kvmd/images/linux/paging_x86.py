@@ -8,8 +8,7 @@ the CPU: their address is inverted since the L1TF fix.
 from __future__ import annotations
 
 from kvmd.images.linux.pagetable import EXECUTE, PRESENT, READ, WRITE, Paging
-from kvmd.images.linux.swap.entry import release_of
-from kvmd.images.linux.vmcoreinfo import VmcoreInfo
+from kvmd.images.linux.vmcoreinfo import VmcoreInfo, release_of
 
 _WRITABLE, _HUGE, _NO_EXECUTE = 1 << 1, 1 << 7, 1 << 63
 _PROTNONE = 1 << 8  # present to Linux though not to the CPU: PROT_NONE and NUMA-balanced pages

@@ -17,17 +17,12 @@ from drgn import Architecture, FaultError, Platform, Program
 
 from kvmd.errors import KvmError, Reason, error
 from kvmd.images.base import File, Unpack
-from kvmd.images.linux import elf, kdump, lime
-from kvmd.images.linux.elfcore import ElfLayout
+from kvmd.images.linux import elf, elfcore, kdump, kdumppages, lime, raw
 from kvmd.images.linux.guard import guarded
-from kvmd.images.linux.kdump import KdumpLayout
 from kvmd.images.linux.kdumpcodecs import unpack
-from kvmd.images.linux.kdumppages import PageReader
 from kvmd.images.linux.layout import DumpLayout, Layout
-from kvmd.images.linux.lime import LimeLayout
 from kvmd.images.linux.order import BIG, LITTLE, order_of
 from kvmd.images.linux.prime import prime
-from kvmd.images.linux.raw import RawLayout
 from kvmd.images.linux.source import FLAT_MAGIC, DumpSource, FileSource, FlatSource, Source
 from kvmd.images.linux.vmcoreinfo import VmcoreInfo
 
@@ -72,7 +67,7 @@ class Dump(NamedTuple):
 class _Guard:
     """Physical reads of a cut KDUMP file: only pages that the file holds whole reach libkdumpfile."""
 
-    def __init__(self, prog: Program, layout: KdumpLayout) -> None:
+    def __init__(self, prog: Program, layout: kdump.KdumpLayout) -> None:
         self._prog = prog
         self._layout = layout
         self._whole: set[int] = set()
@@ -123,10 +118,10 @@ def open_file(file: File, unpacker: Callable[[], Unpack] | None = None) -> Opene
     :param unpacker: see :attr:`kvmd.images.base.Files.unpacker`.
     :raises KvmError: CORRUPT_IMAGE, TRUNCATED_IMAGE, SPLIT_IMAGE, UNSUPPORTED_FORMAT, SOURCE_IO.
     """
-    raw = FileSource(file.fd)
-    flat = raw.read(0, len(FLAT_MAGIC)) == FLAT_MAGIC
+    plain = FileSource(file.fd)
+    flat = plain.read(0, len(FLAT_MAGIC)) == FLAT_MAGIC
     try:
-        source: DumpSource = FlatSource(raw) if flat else raw
+        source: DumpSource = FlatSource(plain) if flat else plain
         magic = source.read(0, 8)
         if magic == kdump.MAGIC:
             return _open_kdump(file, source, flat, unpacker or (lambda: unpack))
@@ -134,7 +129,7 @@ def open_file(file: File, unpacker: Callable[[], Unpack] | None = None) -> Opene
             return _open_elf(source)
         if flat:
             raise error(Reason.CORRUPT_IMAGE, "a flattened dump of neither KDUMP nor ELF")
-        return _open_segments(LimeLayout(source) if magic.startswith(lime.MAGIC) else RawLayout(source))
+        return _open_segments(lime.LimeLayout(source) if magic.startswith(lime.MAGIC) else raw.RawLayout(source))
     except KvmError as e:
         e.metadata.setdefault("path", file.name)
         raise
@@ -167,7 +162,7 @@ def custom(architecture: Architecture, layout: Layout, read: PhysicalRead, text:
 
 
 def _open_elf(source: DumpSource) -> Opened:
-    layout = ElfLayout(source)
+    layout = elfcore.ElfLayout(source)
     architecture = ARCHITECTURES.get(layout.machine)
     if architecture is None or layout.order != order_of(Platform(architecture)):
         machine = f"{layout.machine}{_BIG[layout.order]}"
@@ -175,11 +170,13 @@ def _open_elf(source: DumpSource) -> Opened:
     return Opened(layout, partial(_by_segments, layout, architecture))
 
 
-def _open_segments(layout: LimeLayout | RawLayout) -> Opened:
+def _open_segments(layout: lime.LimeLayout | raw.RawLayout) -> Opened:
     return Opened(layout, lambda text: _by_segments(layout, _architecture(VmcoreInfo.parse(text)), text))
 
 
-def _by_segments(layout: ElfLayout | LimeLayout | RawLayout, architecture: Architecture, text: bytes) -> Dump:
+def _by_segments(
+    layout: elfcore.ElfLayout | lime.LimeLayout | raw.RawLayout, architecture: Architecture, text: bytes
+) -> Dump:
     layout = copy(layout)
     layout.page_size = VmcoreInfo.parse(text).page_size  # which the file doesn't know if the text wasn't in it
     return custom(architecture, layout, layout.read, text)._replace(into=layout.read_into)
@@ -195,7 +192,7 @@ def _architecture(info: VmcoreInfo) -> Architecture:
 
 
 def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], Unpack]) -> Opened:
-    layout = KdumpLayout(source)
+    layout = kdump.KdumpLayout(source)
     info = VmcoreInfo.parse(layout.vmcoreinfo)
     architecture = ARCHITECTURES.get(layout.machine) or _told(info, layout.machine)
     if architecture is None or layout.order != order_of(Platform(architecture)):
@@ -214,7 +211,7 @@ def _open_kdump(file: File, source: Source, flat: bool, unpacker: Callable[[], U
         with guarded("the dump's headers"):
             prog = _program(architecture, None if layout.vmcoreinfo else text)
             prog.set_core_dump(os.dup(file.fd))  # which drgn closes
-        into = PageReader(source, layout, unpacker()).read_into
+        into = kdumppages.PageReader(source, layout, unpacker()).read_into
         if layout.guarded and not flat:
             return custom(architecture, layout, _Guard(prog, layout).read, text)._replace(into=into)
         return Dump(prog, layout, VmcoreInfo.parse(text), architecture, into=into)

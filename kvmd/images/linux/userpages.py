@@ -13,8 +13,9 @@ from kvmd.images.linux.order import words
 from kvmd.images.linux.pagetable import PageTables, absent
 from kvmd.images.linux.shared import Shared
 from kvmd.images.linux.swap.chain import Chain, Slot
-from kvmd.images.linux.swap.entry import Decoder, Kind, Options, release_of
+from kvmd.images.linux.swap.entry import Decoder, Kind, Options
 from kvmd.images.linux.swap.reader import SwapReader
+from kvmd.images.linux.vmcoreinfo import release_of
 
 _TRIES = 8
 _UFFD_WP = 1  # PTE_MARKER_UFFD_WP

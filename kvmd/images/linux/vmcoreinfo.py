@@ -6,7 +6,11 @@ Source: Documentation/admin-guide/kdump/vmcoreinfo.rst. Lines are ``KEY=value``,
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+Release = tuple[int, int]
+"""The two numbers that tell kernels apart: 6, 1."""
 
 
 class VmcoreInfo(NamedTuple):
@@ -77,3 +81,9 @@ class VmcoreInfo(NamedTuple):
     def kaslr_offset(self) -> int | None:
         """How far KASLR moved the kernel."""
         return self.hexadecimal("KERNELOFFSET")
+
+
+def release_of(text: str) -> Release:
+    """The two numbers that a release begins with; (0, 0) if there are none."""
+    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

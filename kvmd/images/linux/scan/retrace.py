@@ -16,7 +16,7 @@ from kvmd.images.linux.paging_x86 import KERNEL_MAP, X86Paging
 from kvmd.images.linux.scan.kallsyms import Symbols
 from kvmd.images.linux.scan.roots import Image, Root, roots
 from kvmd.images.linux.scan.search import Read, at_most, search, window
-from kvmd.images.linux.swap.entry import release_of
+from kvmd.images.linux.vmcoreinfo import release_of
 
 _ALL = (1 << 64) - 1
 _FIELD = 65  # __NEW_UTS_LEN + 1

@@ -14,10 +14,11 @@ from kvmd.errors import Reason, error
 from kvmd.images.linux.fields import Fields
 from kvmd.images.linux.kernel import Kernel
 from kvmd.images.linux.order import byte_of
-from kvmd.images.linux.swap.entry import Release, slot_of
+from kvmd.images.linux.swap.entry import slot_of
 from kvmd.images.linux.swap.frames import Frames
 from kvmd.images.linux.swap.xarray import XArrays
 from kvmd.images.linux.swapinfo import Area
+from kvmd.images.linux.vmcoreinfo import Release
 
 _SPACE_SHIFT = 14  # SWAP_ADDRESS_SPACE_SHIFT
 _MASK_SINCE: Release = (6, 11)  # swap_cache_index()

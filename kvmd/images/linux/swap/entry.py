@@ -10,12 +10,11 @@ and swapops.h (5.10 to 6.12).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-Release = tuple[int, int]
+from kvmd.images.linux.vmcoreinfo import Release
 
 _WORD = (1 << 64) - 1
 _TYPES = 1 << 5  # MAX_SWAPFILES_SHIFT, since 2.6
@@ -138,12 +137,6 @@ class Decoder:
         number, offset = self.layout.decode(entry)
         kind = self._special.get(number, Kind.SWAP)
         return Absent(kind, number, offset & self._frames if kind is Kind.MIGRATION else offset)
-
-
-def release_of(text: str) -> Release:
-    """The two numbers that a release begins with; (0, 0) if there are none."""
-    found = re.match(r"(\d{1,4})\.(\d{1,4})", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def slot_of(value: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ Source: Linux include/linux/swap.h (union swap_header) and mm/swapfile.c (read_s
 from __future__ import annotations
 
 import struct
-import uuid
 from typing import NamedTuple
 
 from kvmd.errors import KvmError, Reason, error
@@ -52,8 +51,11 @@ def parse(page: bytes, page_size: int, name: str) -> Header:
     if not last or bad > last:
         raise _bad(name, f"a last page of {last} with {bad} bad ones makes no sense")
     text = label.split(b"\0")[0].decode("utf-8", "replace")
-    name_of = str(uuid.UUID(bytes=identity)) if any(identity) else ""
-    return Header(page_size, order, last, bad, name_of, text)
+    return Header(page_size, order, last, bad, _uuid(identity) if any(identity) else "", text)
+
+
+def _uuid(identity: bytes) -> str:
+    return "-".join(identity[start:end].hex() for start, end in ((0, 4), (4, 6), (6, 8), (8, 10), (10, 16)))
 
 
 def _bad(name: str, why: str) -> KvmError:

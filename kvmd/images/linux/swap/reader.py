@@ -17,7 +17,6 @@ from kvmd.images.linux.paths import Paths
 from kvmd.images.linux.swap.cache import Cache, SwapCache
 from kvmd.images.linux.swap.chain import Chain, Slots, Source, on_zram
 from kvmd.images.linux.swap.devices import BlockDevice, BlockDevices
-from kvmd.images.linux.swap.entry import release_of
 from kvmd.images.linux.swap.evidence import compare
 from kvmd.images.linux.swap.extents import Extents
 from kvmd.images.linux.swap.frames import Frames
@@ -29,6 +28,7 @@ from kvmd.images.linux.swap.xarray import XArrays
 from kvmd.images.linux.swap.zram import Zram
 from kvmd.images.linux.swap.zswap import Zswap
 from kvmd.images.linux.swapinfo import Area, SwapAreas
+from kvmd.images.linux.vmcoreinfo import release_of
 
 Facts = tuple[str, str, str]
 """Of an area: its UUID, its label, and what has its content: the image's name, ``memory`` for zram; empty: unknown."""

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from images import DATA
-from kvmd.images.linux.swap.entry import LAYOUTS, Decoder, Kind, Options, release_of, slot_of
+from kvmd.images.linux.swap.entry import LAYOUTS, Decoder, Kind, Options, slot_of
+from kvmd.images.linux.vmcoreinfo import release_of
 
 VECTORS = json.loads((DATA / "swap-entries.json").read_text())
 KERNELS = [(kernel, machine) for kernel in VECTORS for machine in ("x86_64", "aarch64")]
