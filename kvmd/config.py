@@ -1,6 +1,6 @@
 """Settings: the TOML file of kvmd.toml(5) and the command line, validated to the last key.
 
-Every section is a frozen dataclass; its fields are the section's keys, its defaults the defaults. An
+Every section is a :class:`~kvmd.section.Section`; its names are the section's keys, its defaults the defaults. An
 unknown key, a wrong type, an unknown subject or verb is a :class:`ConfigError` naming file, key and line.
 """
 
@@ -11,26 +11,25 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kvmd.access.policy import Policy, Rule, RuleError
 from kvmd.front.certificates import TlsFiles
+from kvmd.section import Section
 
 DEFAULT_PATH = "/etc/kvmd/kvmd.toml"
 DEFAULT_SOCKET = "/run/kvmd/kvmd.sock"
 
 _MOST_PAGES = 2 << 30  # what a worker's address space has room for, beside its own memory and the dump
 
-Section = TypeVar("Section")
+Kind = TypeVar("Kind", bound=Section)
 
 
 class ConfigError(Exception):
     """The configuration can't be used; the message names file, key and line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(Section):
     """``[listen]``: where clients connect."""
 
     unix: str = DEFAULT_SOCKET
@@ -51,7 +50,8 @@ class Listen:
         """Where the admin service listens; empty: nowhere."""
         return os.path.splitext(self.unix)[0] + "-admin.sock" if self.admin is None else self.admin
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
         if self.mode is not None and not 0 <= self.mode <= 0o777:
             raise ValueError("mode: must be permission bits, 0 to 0o777")
         if self.tcp:
@@ -87,23 +87,22 @@ class Listen:
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_client_crl)
 
 
-@dataclass(frozen=True, slots=True)
-class Dumps:
+class Dumps(Section):
     """``[dumps]``: where files that a client names may lie."""
 
     directories: tuple[str, ...] = ("/var/crash",)
     # Where an execfile may lie besides the dump directories.
     kernels: tuple[str, ...] = ("/boot", "/usr/lib/debug")
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            for path in getattr(self, item.name):
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
+        for name in self.names():
+            for path in getattr(self, name):
                 if not os.path.isabs(path):
-                    raise ValueError(f"{item.name}: {path!r} is not an absolute path")
+                    raise ValueError(f"{name}: {path!r} is not an absolute path")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Section):
     """``[limits]``: how much anybody may use. Times in seconds, sizes in bytes."""
 
     connections: int = 1024
@@ -151,17 +150,17 @@ class Limits:
     # How long a client may leave an answer unread, or its greeting unsent, before its connection is cut.
     stall: float = 30.0
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            least = 0 if item.name in ("worker_linger", "lease", "page_cache", "worker_helpers") else 1
-            if not least <= getattr(self, item.name) < math.inf:  # which nan isn't, either
-                raise ValueError(f"{item.name}: must be at least {least} and finite")
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
+        for name in self.names():
+            least = 0 if name in ("worker_linger", "lease", "page_cache", "worker_helpers") else 1
+            if not least <= getattr(self, name) < math.inf:  # which nan isn't, either
+                raise ValueError(f"{name}: must be at least {least} and finite")
         if self.page_cache > _MOST_PAGES:
             raise ValueError(f"page_cache: must be at most {_MOST_PAGES}")
 
 
-@dataclass(frozen=True, slots=True)
-class AuditSettings:
+class AuditSettings(Section):
     """``[audit]``: where the record of who did what goes."""
 
     # A file to append JSON lines to. One that has been renamed is left, and a new one begun.
@@ -173,22 +172,22 @@ class AuditSettings:
     # Reads are recorded once a descriptor has given out so many bytes, and when it is closed.
     read_bytes: int = 64 << 20
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
         if self.file and not os.path.isabs(self.file):
             raise ValueError(f"file: {self.file!r} is not an absolute path")
         if self.read_bytes < 1:
             raise ValueError("read_bytes: must be at least 1")
 
 
-class Live(NamedTuple):
+class Live(Section):
     """``[live]``: the running kernel."""
 
     # Whether its memory may be written, by those whom a rule gives ``write``.
     writes: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSettings:
+class CacheSettings(Section):
     """``[cache]``: what is found out about a kernel's build is kept for its next dump."""
 
     # A directory of the daemon's alone. None: the one that systemd gives the service; empty: nothing is kept.
@@ -202,28 +201,28 @@ class CacheSettings:
         given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
         return given if self.directory is None else self.directory
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
         if self.directory and not os.path.isabs(self.directory):
             raise ValueError(f"directory: {self.directory!r} is not an absolute path")
         if self.bytes < 1:
             raise ValueError("bytes: must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class LogSettings:
+class LogSettings(Section):
     """``[log]``: the daemon's own log, on standard error."""
 
     level: str = "info"
     format: str = "text"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
         for key, words in (("level", ("debug", "info", "warning", "error")), ("format", ("text", "json"))):
             if getattr(self, key) not in words:
                 raise ValueError(f"{key}: must be one of {', '.join(words)}")
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsSettings:
+class MetricsSettings(Section):
     """``[metrics]``: where Prometheus may ask."""
 
     # unix:/path, 127.0.0.1:PORT or [::1]:PORT; empty: nowhere.
@@ -231,26 +230,26 @@ class MetricsSettings:
     # Of a Unix socket.
     mode: int = 0o660
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """See :class:`~kvmd.section.Section`."""
         if self.listen and not re.fullmatch(r"unix:/.+|(127\.0\.0\.1|\[::1\]):[0-9]{1,5}", self.listen):
             raise ValueError("listen: must be unix:/path, 127.0.0.1:PORT or [::1]:PORT")
         if not 0 <= self.mode <= 0o777:
             raise ValueError("mode: must be permission bits, 0 to 0o777")
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(Section):
     """All settings."""
 
-    listen: Listen = field(default_factory=Listen)
-    dumps: Dumps = field(default_factory=Dumps)
-    limits: Limits = field(default_factory=Limits)
-    audit: AuditSettings = field(default_factory=AuditSettings)
-    live: Live = field(default_factory=Live)
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    log: LogSettings = field(default_factory=LogSettings)
-    metrics: MetricsSettings = field(default_factory=MetricsSettings)
-    policy: Policy = field(default_factory=Policy)
+    listen: Listen = Listen()
+    dumps: Dumps = Dumps()
+    limits: Limits = Limits()
+    audit: AuditSettings = AuditSettings()
+    live: Live = Live()
+    cache: CacheSettings = CacheSettings()
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    policy: Policy = Policy()
 
 
 def _line(text: str, section: str, key: str, nth: int = 0) -> int:
@@ -296,7 +295,7 @@ def _value(kind: Any, value: Any) -> Any:
     return value
 
 
-def _section(source: _Source, name: str, kind: type[Section], table: object) -> Section:
+def _section(source: _Source, name: str, kind: type[Kind], table: object) -> Kind:
     if not isinstance(table, Mapping):
         raise source.wrong("", name, "must be a table")
     hints, values = get_type_hints(kind), {}

@@ -24,6 +24,16 @@ from types import CodeType, ModuleType
 _HEADER = Struct("<III")  # what follows the magic number of a .pyc file: no flags, the source's time and size
 _U32 = 0xFFFFFFFF
 
+SELDOM = (
+    # protobuf without its C extension
+    "google.protobuf.descriptor_database",
+    "google.protobuf.internal.python_edition_defaults",
+    "google.protobuf.internal.python_message",
+    # what others import for a fault's report, for a class without a docstring, or for a locale of one's own
+    *("ast", "dis", "inspect", "locale", "opcode", "textwrap", "token", "tokenize"),
+)
+"""Modules of libraries that are imported by others, who seldom use them."""
+
 
 class _Late(ModuleType):
     """A module that has not run yet."""

@@ -29,7 +29,6 @@ async def serve(config: Config, config_path: str | None, idle_exit: float | None
     try:
         pool.prepare()
         await asyncio.sleep(0)  # in which its process is made
-        gc.disable()  # of what is imported nothing becomes garbage
         from kvmd.daemon import Daemon  # noqa: PLC0415 - grpc, and most of what the daemon is made of
 
         gc.freeze()

@@ -14,14 +14,8 @@ import sys
 
 from kvmd import late
 
-LATE = (
-    # What images need: most need a third of it.
-    *("kvmd.images", "drgn.helpers", "_drgn_util"),
-    # protobuf without its C extension, and what is imported for a fault's report or a class without a docstring.
-    *("google.protobuf.descriptor_database", "google.protobuf.internal.python_edition_defaults"),
-    *("google.protobuf.internal.python_message", "ast", "dis", "inspect", "opcode", "textwrap", "token", "tokenize"),
-)
-"""What runs when it is first used."""
+LATE = ("kvmd.images", "drgn.helpers", "_drgn_util", *late.SELDOM)
+"""What runs when it is first used: of what reads images, an image needs a third."""
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def test_what_is_held_is_given_back_however_it_ends() -> None:
 
 
 def test_every_limit_is_a_key_and_a_typed_refusal() -> None:
-    keys = set(Limits.__dataclass_fields__)
+    keys = set(Limits.names())
     quotas = Quotas(Limits())
     for quota in quotas.all.values():
         assert set(quota.keys) <= keys

@@ -81,7 +81,7 @@ async def ask(path: str, request: bytes) -> bytes:
 
 async def test_over_a_unix_socket(metrics: Metrics, tmp_path: Path) -> None:
     path = str(tmp_path / "m.sock")
-    async with serving(MetricsSettings(f"unix:{path}", 0o600), metrics):
+    async with serving(MetricsSettings(listen=f"unix:{path}", mode=0o600), metrics):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         head, _, body = (await ask(path, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -92,7 +92,7 @@ async def test_over_a_unix_socket(metrics: Metrics, tmp_path: Path) -> None:
         assert b" 405 " in await ask(path, b"POST /metrics HTTP/1.1\r\n\r\n")
         assert await ask(path, b"x" * 20000) == b""
         with pytest.raises(ListenError):
-            async with serving(MetricsSettings(f"unix:{path}"), metrics):
+            async with serving(MetricsSettings(listen=f"unix:{path}"), metrics):
                 pass
     assert os.listdir(tmp_path) == ["m.sock.lock"]
 
@@ -101,7 +101,7 @@ async def test_over_the_loopback(metrics: Metrics) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    async with serving(MetricsSettings(f"127.0.0.1:{port}"), metrics):
+    async with serving(MetricsSettings(listen=f"127.0.0.1:{port}"), metrics):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert b"kvmd_uptime_seconds" in await asyncio.wait_for(reader.read(-1), 10)
@@ -113,7 +113,7 @@ async def test_who_never_finishes_a_request_is_cut(
 ) -> None:
     monkeypatch.setattr(exposition, "_PATIENCE", 0.1)
     path = str(tmp_path / "m.sock")
-    async with serving(MetricsSettings(f"unix:{path}"), metrics):
+    async with serving(MetricsSettings(listen=f"unix:{path}"), metrics):
         assert await asyncio.gather(*(ask(path, b"GET /met") for _ in range(40))) == [b""] * 40
         assert b" 200 OK" in await ask(path, b"GET /metrics HTTP/1.1\r\n\r\n")
 
