@@ -14,7 +14,7 @@ import sys
 
 from kvmd import late
 
-LATE = ("kvmd.images", "drgn.helpers", "_drgn_util", *late.SELDOM)
+LATE = ("kvmd.images", "drgn.helpers", *late.SELDOM)
 """What runs when it is first used: of what reads images, an image needs a third."""
 
 

@@ -6,7 +6,9 @@ import errno
 import os
 
 from kvmd.errors import Reason, error
-from kvmd.images.base import CHUNK, File
+from kvmd.images.base import File
+
+_PIECE = 64 << 10
 
 
 def whole(file: File, limit: int) -> bytes:
@@ -14,10 +16,10 @@ def whole(file: File, limit: int) -> bytes:
 
     :raises KvmError: SOURCE_IO if it can't be read, or is longer than ``limit`` bytes.
     """
-    parts: list[bytes] = []
+    parts: list[bytes] = []  # a seq_file gives a page at a time, for which room for more would be made in vain
     done = 0
     try:
-        while part := os.pread(file.fd, CHUNK, done):
+        while part := os.pread(file.fd, _PIECE, done):
             parts.append(part)
             done += len(part)
             if done > limit:
