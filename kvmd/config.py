@@ -1,6 +1,6 @@
 """Settings: the TOML file of kvmd.toml(5) and the command line, validated to the last key.
 
-Every section is a :class:`~kvmd.section.Section`; its names are the section's keys, its defaults the defaults. An
+Every section is a :class:`~kvmd.record.Record`; its names are the section's keys, its defaults the defaults. An
 unknown key, a wrong type, an unknown subject or verb is a :class:`ConfigError` naming file, key and line.
 """
 
@@ -15,21 +15,21 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from kvmd.access.policy import Policy, Rule, RuleError
 from kvmd.front.certificates import TlsFiles
-from kvmd.section import Section
+from kvmd.record import Record
 
 DEFAULT_PATH = "/etc/kvmd/kvmd.toml"
 DEFAULT_SOCKET = "/run/kvmd/kvmd.sock"
 
 _MOST_PAGES = 2 << 30  # what a worker's address space has room for, beside its own memory and the dump
 
-Kind = TypeVar("Kind", bound=Section)
+Kind = TypeVar("Kind", bound=Record)
 
 
 class ConfigError(Exception):
     """The configuration can't be used; the message names file, key and line."""
 
 
-class Listen(Section):
+class Listen(Record):
     """``[listen]``: where clients connect."""
 
     unix: str = DEFAULT_SOCKET
@@ -51,7 +51,7 @@ class Listen(Section):
         return os.path.splitext(self.unix)[0] + "-admin.sock" if self.admin is None else self.admin
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         if self.mode is not None and not 0 <= self.mode <= 0o777:
             raise ValueError("mode: must be permission bits, 0 to 0o777")
         if self.tcp:
@@ -87,7 +87,7 @@ class Listen(Section):
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca, self.tls_client_crl)
 
 
-class Dumps(Section):
+class Dumps(Record):
     """``[dumps]``: where files that a client names may lie."""
 
     directories: tuple[str, ...] = ("/var/crash",)
@@ -95,14 +95,14 @@ class Dumps(Section):
     kernels: tuple[str, ...] = ("/boot", "/usr/lib/debug")
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         for name in self.names():
             for path in getattr(self, name):
                 if not os.path.isabs(path):
                     raise ValueError(f"{name}: {path!r} is not an absolute path")
 
 
-class Limits(Section):
+class Limits(Record):
     """``[limits]``: how much anybody may use. Times in seconds, sizes in bytes."""
 
     connections: int = 1024
@@ -151,7 +151,7 @@ class Limits(Section):
     stall: float = 30.0
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         for name in self.names():
             least = 0 if name in ("worker_linger", "lease", "page_cache", "worker_helpers") else 1
             if not least <= getattr(self, name) < math.inf:  # which nan isn't, either
@@ -160,7 +160,7 @@ class Limits(Section):
             raise ValueError(f"page_cache: must be at most {_MOST_PAGES}")
 
 
-class AuditSettings(Section):
+class AuditSettings(Record):
     """``[audit]``: where the record of who did what goes."""
 
     # A file to append JSON lines to. One that has been renamed is left, and a new one begun.
@@ -173,21 +173,21 @@ class AuditSettings(Section):
     read_bytes: int = 64 << 20
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         if self.file and not os.path.isabs(self.file):
             raise ValueError(f"file: {self.file!r} is not an absolute path")
         if self.read_bytes < 1:
             raise ValueError("read_bytes: must be at least 1")
 
 
-class Live(Section):
+class Live(Record):
     """``[live]``: the running kernel."""
 
     # Whether its memory may be written, by those whom a rule gives ``write``.
     writes: bool = False
 
 
-class CacheSettings(Section):
+class CacheSettings(Record):
     """``[cache]``: what is found out about a kernel's build is kept for its next dump."""
 
     # A directory of the daemon's alone. None: the one that systemd gives the service; empty: nothing is kept.
@@ -202,27 +202,27 @@ class CacheSettings(Section):
         return given if self.directory is None else self.directory
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         if self.directory and not os.path.isabs(self.directory):
             raise ValueError(f"directory: {self.directory!r} is not an absolute path")
         if self.bytes < 1:
             raise ValueError("bytes: must be at least 1")
 
 
-class LogSettings(Section):
+class LogSettings(Record):
     """``[log]``: the daemon's own log, on standard error."""
 
     level: str = "info"
     format: str = "text"
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         for key, words in (("level", ("debug", "info", "warning", "error")), ("format", ("text", "json"))):
             if getattr(self, key) not in words:
                 raise ValueError(f"{key}: must be one of {', '.join(words)}")
 
 
-class MetricsSettings(Section):
+class MetricsSettings(Record):
     """``[metrics]``: where Prometheus may ask."""
 
     # unix:/path, 127.0.0.1:PORT or [::1]:PORT; empty: nowhere.
@@ -231,14 +231,14 @@ class MetricsSettings(Section):
     mode: int = 0o660
 
     def check(self) -> None:
-        """See :class:`~kvmd.section.Section`."""
+        """See :class:`~kvmd.record.Record`."""
         if self.listen and not re.fullmatch(r"unix:/.+|(127\.0\.0\.1|\[::1\]):[0-9]{1,5}", self.listen):
             raise ValueError("listen: must be unix:/path, 127.0.0.1:PORT or [::1]:PORT")
         if not 0 <= self.mode <= 0o777:
             raise ValueError("mode: must be permission bits, 0 to 0o777")
 
 
-class Config(Section):
+class Config(Record):
     """All settings."""
 
     listen: Listen = Listen()

@@ -16,7 +16,6 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from kvmd.handles.process import Worker
 from kvmd.handles.shared import Shared
 from kvmd.handles.table import Descriptor
 from kvmd.images.base import Kind
+from kvmd.record import Record
 
 TICKET_SECONDS = 5.0
 
@@ -45,19 +45,16 @@ class _Ticket(NamedTuple):
     expires: float
 
 
-@dataclass(slots=True)
 class _Grant:
     """What a client has been given.
 
-    :ivar notes: the last page of its window.
+    :param notes: the last page of its window.
     :ivar counted: requests and bytes that have been told already.
     """
 
-    descriptor: Descriptor
-    peer: Peer
-    sock: socket.socket
-    notes: mmap.mmap
-    counted: tuple[int, int] = (0, 0)
+    def __init__(self, descriptor: Descriptor, peer: Peer, sock: socket.socket, notes: mmap.mmap) -> None:
+        self.descriptor, self.peer, self.sock, self.notes = descriptor, peer, sock, notes
+        self.counted = 0, 0
 
     def counts(self) -> tuple[int, int]:
         """How many requests there were since the last time, and how many bytes they brought, as the worker has it."""
@@ -75,12 +72,11 @@ class _Grant:
         self.notes.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Pages:
+class _Pages(Record):
     """A worker's page cache, and all who have ever been given the one in use: they may have it mapped still."""
 
     caches: PageCaches
-    holders: set[tuple[Peer, str]] = field(default_factory=set)
+    holders: set[tuple[Peer, str]]
 
 
 class Grants:
@@ -164,7 +160,7 @@ class Grants:
             return None
         worker = descriptor.entry.worker
         if worker not in self._pages:
-            self._pages[worker] = _Pages(PageCaches(worker, self._page_cache))
+            self._pages[worker] = _Pages(PageCaches(worker, self._page_cache), set())
             worker.when_ended(lambda: self._ended(worker))
         pages = self._pages[worker]
         cache = await pages.caches.current()

@@ -15,11 +15,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from kvmd import syscalls
 from kvmd.errors import KvmError, Reason, error
+from kvmd.record import Record
 
 MAX_NAME = 1024
 """PATH_MAX of the BSDs: a name of so many bytes or more is too long, as it is for kvm_open(3)."""
@@ -47,8 +47,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedFile:
+class OpenedFile(Record):
     """An open regular file; a context manager that closes it.
 
     :ivar fd: open for reading, close-on-exec; its owner closes it.

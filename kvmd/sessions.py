@@ -7,7 +7,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvmd import live
@@ -21,6 +20,7 @@ from kvmd.handles.pool import ImageFiles, Pool
 from kvmd.handles.table import Descriptor, Table
 from kvmd.images.base import Kind, Progress, unheard
 from kvmd.opener import OpenedFile, Opener
+from kvmd.record import Record
 from kvmd.tasks import uncancelled
 from kvmd.wanted import PROCFS, Wanted, understood
 
@@ -51,8 +51,7 @@ class Change(NamedTuple):
     new: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Gone:
+class _Gone(Record):
     """What to do when a connection closes. Equal for the same connection, so that it is done once."""
 
     sessions: Sessions

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvmd.errors import KvmError, Reason, error
@@ -19,28 +18,25 @@ if TYPE_CHECKING:
     from kvmd.config import Limits
 
 
-@dataclass(slots=True)
 class Quota:
     """One thing that is held for a while.
 
-    :ivar name: what it is called in metrics.
-    :ivar reason: of the error that says it is used up.
-    :ivar most: how much there is; of an owner, ``most_per_owner``.
-    :ivar keys: the configuration's keys of the two.
-    :ivar told: what the error says of it, after the number.
+    :param name: what it is called in metrics.
+    :param reason: of the error that says it is used up.
+    :param most: how much there is; of an owner, ``most_per_owner``.
+    :param keys: the configuration's keys of the two.
+    :param told: what the error says of it, after the number.
     :ivar used: how much is taken.
     :ivar refused: how often there was no more.
     """
 
-    name: str
-    reason: Reason
-    most: int
-    most_per_owner: int
-    keys: tuple[str, str]
-    told: str
-    used: int = 0
-    refused: int = 0
-    _owned: Counter[str] = field(default_factory=Counter)
+    def __init__(  # noqa: PLR0913, PLR0917 - a row of a table
+        self, name: str, reason: Reason, most: int, most_per_owner: int, keys: tuple[str, str], told: str
+    ) -> None:
+        self.name, self.reason, self.most, self.most_per_owner = name, reason, most, most_per_owner
+        self.keys, self.told = keys, told
+        self.used = self.refused = 0
+        self._owned = Counter[str]()
 
     def of(self, owner: str) -> int:
         """How much an owner has."""

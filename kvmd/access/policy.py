@@ -11,8 +11,10 @@ import os
 import pwd
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
+
+from kvmd.record import Record
 
 VERBS = ("info", "symbols", "read", "processes", "arguments", "environment", "files", "log", "write", "upload")
 """What a subject can be allowed; ``*`` stands for all of them. ``info`` is needed to open at all."""
@@ -113,8 +115,7 @@ def _image(word: str) -> Callable[[str], bool]:
     return lambda image: image.startswith("dump:") and pattern.match(image[5:]) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Record):
     """One ``[[policy]]`` entry.
 
     :ivar subjects: ``user:NAME``, ``group:NAME``, ``uid:N``, ``gid:N``, ``cert:CN``, ``self`` (the daemon's own uid).
@@ -127,18 +128,27 @@ class Rule:
     images: tuple[str, ...]
     verbs: tuple[str, ...]
     origin: str = "built-in"
-    _who: tuple[Matcher, ...] = field(init=False, repr=False, compare=False)
-    _what: tuple[Callable[[str], bool], ...] = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _who(self) -> tuple[Matcher, ...]:
+        return tuple(_subject(word) for word in self.subjects)
+
+    @cached_property
+    def _what(self) -> tuple[Callable[[str], bool], ...]:
+        return tuple(_image(word) for word in self.images)
+
+    def check(self) -> None:
+        """See :class:`~kvmd.record.Record`.
+
+        :raises RuleError: it means nothing.
+        """
         for key in ("subjects", "images", "verbs"):
             if not getattr(self, key):
                 raise RuleError(key, f"{key} must not be empty")
         for verb in self.verbs:
             if verb != "*" and verb not in VERBS:
                 raise RuleError("verbs", f"unknown verb {verb!r}; there are {', '.join(VERBS)}, *")
-        object.__setattr__(self, "_who", tuple(_subject(word) for word in self.subjects))
-        object.__setattr__(self, "_what", tuple(_image(word) for word in self.images))
+        _ = self._who, self._what
 
     def matches(self, subject: Subject, image: str, verb: str) -> bool:
         """Whether this rule speaks of this subject, image and verb."""
@@ -171,8 +181,7 @@ _ROOT = Decision(True, "built-in: root")
 _OWN = Decision(True, "built-in: own uid")
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(Record):
     """All rules in order. Root, and for a daemon that isn't root's its own uid, need none."""
 
     rules: tuple[Rule, ...] = ()

@@ -13,9 +13,9 @@ import select
 import socket
 import struct
 import sys
-from dataclasses import dataclass
 
 from kvmd import syscalls
+from kvmd.record import Record
 
 SO_PEERGROUPS = 59
 SO_PEERPIDFD = 77
@@ -29,8 +29,7 @@ class PeerGoneError(ConnectionError):
     """The process that connected is gone: nothing that /proc says of its pid can be trusted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Record):
     """The verified certificate of a client that came by TLS.
 
     :ivar name: whose it is.
@@ -45,8 +44,7 @@ class Certificate:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Record):
     """The identity of a client; of one from another host, ``certificate`` is all there is.
 
     :ivar uid: effective user id at connect(2).

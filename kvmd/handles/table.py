@@ -5,17 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 
 from kvmd.access.limits import Quota
 from kvmd.errors import KvmError, Reason, error
 from kvmd.front.peers import Connection
 from kvmd.handles.pool import Entry
 from kvmd.images.base import Kind
+from kvmd.record import Record
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(Record):
     """One open descriptor.
 
     :ivar id: opaque, unguessable.
@@ -35,7 +34,7 @@ class Descriptor:
     kind: Kind
     writable: bool
     entry: Entry
-    since: float = field(default_factory=time.time)
+    since: float
 
 
 def unknown() -> KvmError:
@@ -68,7 +67,7 @@ class Table:
     ) -> Descriptor:
         """Enter a descriptor for an opened image."""
         self._quota.take(owner)
-        descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, kind, writable, entry)
+        descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, kind, writable, entry, time.time())
         self._open[descriptor.id] = descriptor
         return descriptor
 
@@ -84,7 +83,7 @@ class Table:
 
     def move(self, descriptor: Descriptor, connection: Connection) -> Descriptor:
         """Bind a descriptor to another connection of its owner's."""
-        moved = self._open[descriptor.id] = replace(descriptor, connection=connection)
+        moved = self._open[descriptor.id] = descriptor.replace(connection=connection)
         return moved
 
     def remove(self, descriptor: Descriptor) -> None:

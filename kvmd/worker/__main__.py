@@ -14,8 +14,8 @@ import sys
 
 from kvmd import late
 
-LATE = ("kvmd.images", "drgn.helpers", *late.SELDOM)
-"""What runs when it is first used: of what reads images, an image needs a third."""
+LATE = ("kvmd.images", "drgn.helpers", "base64", "bisect", "copy", "dataclasses", "json", *late.SELDOM)
+"""What runs when it is first used: of what reads images, and of what that imports, an image needs a third."""
 
 
 def main() -> None:

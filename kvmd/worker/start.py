@@ -22,7 +22,7 @@ from kvmd.worker.protocol import WRITABLE
 from kvmd.worker.sandbox import Identity, SandboxLimits, enter
 from kvmd.worker.team import Team
 
-_NEEDED = ("_drgn_util.plugins", "base64", "bisect", "copy", "dataclasses", "json", "lz4.block", "lzma", "zlib")
+_NEEDED = ("_bisect", "_drgn_util.plugins", "_json", "lz4.block", "lzma", "zlib")
 """What modules that run late import, and drgn itself, when no file can be read any more or shared object be loaded."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ async def test_tickets_differ() -> None:
 
 @pytest.mark.parametrize("other", [{"pid": 78}, {"uid": 0}, {"start_time": 124}, {"start_time": None}])
 async def test_other_hands_spend_it(other: dict[str, Any]) -> None:
-    grants, thief = Grants(quota(), 0), replace(PEER, **other)
+    grants, thief = Grants(quota(), 0), PEER.replace(**other)
     ticket = made(grants, connection())
     assert grants.redeem(ticket, thief) is None
     assert grants.redeem(ticket, PEER) is None
@@ -95,8 +95,8 @@ async def test_a_connection_that_is_gone() -> None:
 @pytest.mark.parametrize(
     ("peer", "kind"),
     [
-        (replace(PEER, certificate=Certificate("someone", 1, 2e9, "192.0.2.1")), Kind.DUMP),
-        (replace(PEER, pid=0), Kind.DUMP),  # of a pid namespace that can't be seen: processes can't be told apart
+        (PEER.replace(certificate=Certificate("someone", 1, 2e9, "192.0.2.1")), Kind.DUMP),
+        (PEER.replace(pid=0), Kind.DUMP),  # of a pid namespace that can't be seen: processes can't be told apart
         (PEER, Kind.PROCFS),
     ],
 )
