@@ -246,8 +246,8 @@ def killed() -> str:
         again = float(hear())
     assert show("MainPID") not in {pid, "0"}
     assert int(show("NRestarts")) >= 1
-    answered = f"the same client answered again after {again:.1f} s, {again / usual:.1f} times what Python takes to start"
-    return f"{heard[0]} after {float(heard[2]):.2f} s; {answered}"
+    answered = f"{heard[0]} after {float(heard[2]):.2f} s; the same client answered again after {again:.1f} s"
+    return f"{answered}, {again / usual:.1f} times as long as a Python takes to start"
 
 
 def upgrade() -> str:
