@@ -1,4 +1,4 @@
-"""Whatever drgn would load on first use, loaded when this package is imported: later there is no file system.
+"""Whatever drgn would load on first use, imported with this package: a worker has only the modules that it holds.
 
 drgn loads plugins (entry points of any installed distribution, and what DRGN_PLUGINS names) into the process when a
 Program gets its target. A process that parses hostile files runs no code that kvmd didn't choose.
