@@ -33,7 +33,7 @@ Read = Callable[[int, int], bytes]
 _FEW = 4
 """Reads of no more pages than that are made page by page."""
 _PLACES = 4096
-"""Of so many pages is kept where they are."""
+"""Of so many pages, and areas of large pages, is kept where they are."""
 # Who knows what an architecture's kernels tell of their page tables.
 _PAGING = {
     Architecture.X86_64: paging_x86,
@@ -61,6 +61,8 @@ class Memory:
         self._into = dump.into
         self._recent = RecentPages(dump.into, self._page) if dump.into else None
         self._places: dict[int, int] = {}
+        self._areas: dict[int, int] = {}
+        self._shift = 0
         self._large = (0, 0, 0)
         self._architecture = dump.architecture
         self.order = order_of(dump.prog.platform)
@@ -71,7 +73,7 @@ class Memory:
         known = _PAGING.get(dump.architecture)
         if known is not None and (told := known.of_kernel(dump.vmcoreinfo, self._page)) is not None:
             paging, self.root = told
-            self.tables = PageTables(self.physical, paging)
+            self.tables, self._shift = PageTables(self.physical, paging), paging.shift(2)
 
     def kernel(self, address: int, length: int) -> bytes:
         """Read kernel virtual memory exactly.
@@ -123,16 +125,29 @@ class Memory:
         return b"".join(pieces)
 
     def _place(self, address: int) -> int:
-        """Where a byte of the kernel's is in physical memory.
+        """Where a byte of the kernel's is in physical memory, of a kernel whose page tables are known.
+
+        Most of what is read is in the direct mapping, which large pages map: what one entry of a table above the last
+        maps is kept as one.
 
         :raises KvmError: as :meth:`translate`.
         """
+        shift = self._shift
+        start = self._areas.get(address >> shift)
+        if start is not None:
+            return start + (address & (1 << shift) - 1)
         number, inside = divmod(address, self._page)
         start = self._places.get(number)
         if start is None:
-            if len(self._places) >= _PLACES:
+            place = self.translate(address - inside)
+            start = place.physical
+            if place.length > self._page:
+                self._areas[address >> shift] = start - (address - inside & (1 << shift) - 1)
+            else:
+                self._places[number] = start
+            if len(self._places) + len(self._areas) > _PLACES:
                 self._places.clear()
-            start = self._places[number] = self.translate(address - inside).physical
+                self._areas.clear()
         return start + inside
 
     def kernel_into(self, address: int, into: memoryview) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import struct
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -47,6 +49,23 @@ def test_physical_and_virtual_reads_agree(dump: Any) -> None:
     place = kernel.memory.tables.translate(kernel.memory.root, banner)
     assert dump.image.read(place.physical, 64, PHYSICAL) == dump.image.read(banner, 64, KERNEL)
     assert kernel.memory.tables.paging.levels == (5 if dump.name.startswith("la57") else 4)
+
+
+def test_what_is_remembered_of_places_is_what_the_tables_say(dump: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large pages and small ones, the first and last bytes in any order, twice; of some is forgotten in between."""
+    memory = dump.image.kernel.memory
+    monkeypatch.setattr("kvmd.images.linux.memory._PLACES", 40)
+    mapped: dict[int, list[int]] = {}
+    for start, size, frame in islice(memory.leaves(memory.tables.paging.bottom), 200_000):
+        if frame is not None and len(mapped.setdefault(size, [])) < 30:
+            mapped[size] += [start, start + size // 2, start + size - memory._page, start + size - 1]
+    assert len(mapped) > 1
+    addresses = [address for of_size in mapped.values() for address in of_size] * 2
+    random.Random(7).shuffle(addresses)
+    for address in addresses:
+        assert memory._place(address) == memory.translate(address).physical
+    assert memory._areas
+    assert memory._places
 
 
 @pytest.mark.parametrize("address", [0, 0x1000, 0x7FFF_0000_0000, 0x8000_0000_0000, 0xFF00_0000_0000_0000 - 8])
