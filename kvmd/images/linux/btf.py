@@ -65,6 +65,7 @@ _EXTRA = {
     Kind.DECL_TAG: (1, 0),
     Kind.ENUM64: (0, 3),
 }
+_ENUMERATIONS = (Kind.ENUM, Kind.ENUM64)
 _NAMED = {
     *(Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.TYPEDEF),
     *(Kind.FUNC, Kind.VAR, Kind.FLOAT, Kind.ENUM64),
@@ -109,10 +110,12 @@ class BtfIndex(NamedTuple):
 
     :ivar starts: of each type the word that it begins at.
     :ivar names: the types of a name.
+    :ivar constants: the enumerations of an enumerator's name; None if that wasn't found out.
     """
 
     starts: Sequence[int]
     names: NameTable
+    constants: NameTable | None
 
 
 class Member(NamedTuple):
@@ -318,8 +321,21 @@ class Btf:
 
     def constant(self, name: str) -> int | None:
         """Return the id of the first enumeration that has an enumerator of a name, or None; the base's are left out."""
+        if self._known and self._known.constants is not None:
+            records = map(self.record, self._known.constants.find(name.encode("utf-8", "replace")))
+            return next((record.id for record in records if self._enumerates(record, name)), None)
         ids = (self._enumeration(offset) for offset in self.string_offsets(name.encode("utf-8", "replace")))
         return min(filter(None, ids), default=None)
+
+    def constants(self) -> Iterator[tuple[bytes, int]]:
+        """Give every name of an enumerator of this blob's, and the id of its enumeration; for an index."""
+        for number, at in enumerate(self._starts, self._first_id):
+            if number and self._words[at + 1] >> 24 & 31 in _ENUMERATIONS:
+                for name, _ in self.enumerators(self.record(number)):
+                    yield name.encode("utf-8", "replace"), number
+
+    def _enumerates(self, record: Record, name: str) -> bool:
+        return record.kind in _ENUMERATIONS and any(name == each for each, _ in self.enumerators(record))
 
     def _enumeration(self, offset: int) -> int | None:
         """The first enumeration with an enumerator whose name is at an offset: the word is looked for everywhere."""

@@ -83,7 +83,9 @@ def make(given: memoryview) -> bytes:
 def _of_types(btf: bytes) -> dict[str, bytes]:
     parsed = Btf(btf)
     starts = memoryview(parsed.starts).tobytes()  # type: ignore[arg-type] # an array
-    return {"btf.digest": hashlib.sha256(btf).digest(), "btf.starts": starts, "btf.names": table(parsed.names())}
+    names, constants = table(parsed.names()), table(parsed.constants())
+    digest = hashlib.sha256(btf).digest()
+    return {"btf.digest": digest, "btf.starts": starts, "btf.names": names, "btf.constants": constants}
 
 
 def _of_symbols(what: str, raw: RawKallsyms) -> dict[str, bytes]:
@@ -189,7 +191,12 @@ class Index:
         """What is known of a kernel's BTF; None if that is of other bytes."""
         if not self._fits("btf", hashlib.sha256(btf).digest()):
             return None
-        return BtfIndex(_words(self._parts["btf.starts"]), NameTable(self._parts["btf.names"]))
+        constants = self._parts.get("btf.constants")  # which an index of an earlier version doesn't have
+        try:
+            starts, names = _words(self._parts["btf.starts"]), NameTable(self._parts["btf.names"])
+            return BtfIndex(starts, names, None if constants is None else NameTable(constants))
+        except (ValueError, LookupError):  # it makes no sense, which is as good as none
+            return None
 
     def symbols(self, raw: RawKallsyms, stext: int) -> SymbolPlaces | None:
         """Find symbols in a kernel's tables; None if the index is of others.

@@ -103,8 +103,32 @@ def test_every_type_is_found_as_without() -> None:
             assert quick.find(name, kind) == plain.find(name, kind)
         assert quick.find(name, *Kind) == plain.find(name, *Kind)
     assert quick.find("no such type", *Kind) is None
-    assert plain.constant("PG_locked") == quick.constant("PG_locked") is not None
-    assert quick.constant("no such constant") is None
+
+def test_every_constant_is_found_as_without() -> None:
+    with opened(NAMES[-1]) as image:
+        data = image.kernel._btf_in_memory()
+    index = made(NAMES[-1])
+    parts = dict(unpack(memoryview(index)))
+    del parts["btf.constants"]
+    earlier = pack(parts)
+    plain = Btf(data)
+    quick, without = (Btf(data, index=Index(memoryview(known)).types(data)) for known in (index, earlier))
+    names = sorted({name.decode() for name, _ in plain.constants()})
+    assert len(names) > 10_000
+    for name in names[::29]:
+        assert plain.constant(name) == quick.constant(name) == without.constant(name) is not None
+    for name in ("no such constant", "task_struct", ""):
+        assert plain.constant(name) is quick.constant(name) is None
+
+
+@pytest.mark.parametrize("what", ["btf.starts", "btf.names", "btf.constants"])
+def test_what_an_index_says_of_types_makes_no_sense(what: str) -> None:
+    parts = dict(unpack(memoryview(made(NAMES[-1]))))
+    parts[what] = memoryview(b"odd")
+    with opened(NAMES[-1], pack(parts)) as image:
+        assert image.kernel.prog.type("struct task_struct").tag == "task_struct"
+        assert image.kernel.prog.constant("PG_locked") == 0
+        assert "types" not in image.kernel._served
 
 
 def test_of_another_build_counts_for_nothing() -> None:
@@ -291,7 +315,8 @@ def test_any_bytes_are_parts_or_none(data: bytes) -> None:
 def test_types_that_an_index_puts_elsewhere_are_refused(starts: list[int]) -> None:
     b = Builder()
     b.compound("one", 4, [("member", b.integer("int", 4), 0)])
-    lying = BtfIndex(starts, NameTable(memoryview(table([(b"one", 1), (b"int", 1), (b"two", 9)]))))
+    names = NameTable(memoryview(table([(b"one", 1), (b"int", 1), (b"two", 9)])))
+    lying = BtfIndex(starts, names, names)
     blob = Btf(b.bytes(), index=lying)
     for name in ("one", "int", "two", "no"):
         try:
