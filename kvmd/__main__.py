@@ -9,11 +9,17 @@ from collections.abc import Sequence
 
 from kvmd import late
 
+LATE = (
+    *("asyncio.sslproto", "bz2", "google.rpc", "grpc_reflection", "grpc_status", "hashlib", "lzma", "ssl"),
+    *late.SELDOM,
+)
+"""What a daemon has no use for before somebody comes by TLS, is refused, opens, or asks which services there are."""
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Import what a daemon is made of, and run it; see :func:`kvmd.command.main`."""
     gc.disable()  # of what is imported nothing becomes garbage; until all is, in kvmd.start
-    late.start("ssl", *late.SELDOM)
+    late.start(*LATE)
     _import_asyncio()
     from kvmd.command import main as run  # noqa: PLC0415 - after that
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import mmap
 import os
-import secrets
 import socket
 import struct
 import time
@@ -106,7 +105,7 @@ class Grants:
             raise error(Reason.UNSUPPORTED, "there is no fast path for this client and image")
         waiting = sum(each.descriptor.owner == descriptor.owner for each in self._tickets.values())
         self._quota.room(descriptor.owner, waiting + (descriptor.id not in self._grants))
-        ticket = secrets.token_bytes(fast.TICKET)
+        ticket = os.urandom(fast.TICKET)
         self._tickets[ticket] = _Ticket(descriptor, caller, time.monotonic() + TICKET_SECONDS)
         asyncio.get_running_loop().call_later(TICKET_SECONDS, self._tickets.pop, ticket, None)
         return ticket

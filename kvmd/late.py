@@ -13,6 +13,7 @@ import importlib
 import marshal
 import os
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -31,8 +32,11 @@ SELDOM = (
     "google.protobuf.internal.python_message",
     # what others import for a fault's report, for a class without a docstring, or for a locale of one's own
     *("ast", "dis", "inspect", "locale", "opcode", "textwrap", "token", "tokenize"),
+    "typing_extensions",
 )
 """Modules of libraries that are imported by others, who seldom use them."""
+_GIVEN = {"typing_extensions": {"Self": typing.Self}}  # which is all that grpc.aio wants, and the same there
+"""What late modules have before they run, and after."""
 
 
 class _Late(ModuleType):
@@ -56,8 +60,10 @@ class _Loader(SourceFileLoader):
         self.held, self._lock, self._runs = held, RLock(), False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """An empty module."""
-        return _Late(spec.name)
+        """A module that is empty, nearly always."""
+        module = _Late(spec.name)
+        module.__dict__.update(_GIVEN.get(spec.name, {}))
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing, yet."""

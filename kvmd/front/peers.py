@@ -7,7 +7,7 @@ part of it would choose its own identity (CVE-2019-7304, where snapd did so).
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -90,7 +90,7 @@ class Peers:
 
     def add(self, peer: Peer, *, admin: bool = False, refusal: KvmError | None = None) -> Connection:
         """Enter a new connection under a new random token; it leaves the table when it closes."""
-        token = secrets.token_hex(16)  # hexadecimal: grpc echoes it as it is, and percent-encodes other bytes
+        token = os.urandom(16).hex()  # hexadecimal: grpc echoes it as it is, and percent-encodes other bytes
         self._opened = max(self._opened + 1, time.time_ns())
         connection = Connection(peer, token, self._opened, admin=admin, refusal=refusal)
         key = f"unix-abstract:{token}"

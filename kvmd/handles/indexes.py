@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import stat
 import time
 from types import TracebackType
@@ -26,7 +25,8 @@ MOST = 24 << 20
 """The longest index, in bytes: an answer of a worker's."""
 MOST_FILES = 1024
 """As many are kept at most, however short: a dump may claim any build, and each file is looked at to make room."""
-_DIGEST = hashlib.sha256().digest_size
+_DIGEST = 32
+"""The size of SHA-256, in bytes."""
 _NAME = re.compile("[0-9a-f]{16,64}")
 _PART = ".new-"
 _OURS = re.compile(f"{_NAME.pattern}|{re.escape(_PART)}[0-9a-f]{{16}}")
@@ -128,7 +128,7 @@ class Indexes:
         """
         if not _NAME.fullmatch(build_id) or not 0 < len(data) <= MOST:
             raise UnfitError(f"no index of {build_id[:64]!r}, of {len(data)} bytes")
-        part = f"{_PART}{secrets.token_hex(8)}"
+        part = f"{_PART}{os.urandom(8).hex()}"
         fd = os.open(part, _WRITE, 0o600, dir_fd=self._fd)
         try:
             with open(fd, "wb", buffering=0) as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterator
 
@@ -67,7 +67,7 @@ class Table:
     ) -> Descriptor:
         """Enter a descriptor for an opened image."""
         self._quota.take(owner)
-        descriptor = Descriptor(secrets.token_urlsafe(18), owner, connection, image, kind, writable, entry, time.time())
+        descriptor = Descriptor(os.urandom(18).hex(), owner, connection, image, kind, writable, entry, time.time())
         self._open[descriptor.id] = descriptor
         return descriptor
 

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import logging
 import os
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
@@ -109,7 +108,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(requests: AsyncIterator[Any], context: Context) -> None:
             # Nothing of a failure but its status is left when the call ends: grpc keeps the abort's traceback and
             # with it all frames below, and memory by the mebibyte that they hold, until garbage is collected.
-            request_id.set(secrets.token_hex(4))
+            request_id.set(os.urandom(4).hex())
             status = await self._run(handler, requests, context, method)
             if status is not None:
                 await abort(context, status)

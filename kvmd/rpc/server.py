@@ -5,7 +5,6 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import _async as health_aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from kvmd.config import Limits
 from kvmd.direct import Direct
@@ -13,6 +12,7 @@ from kvmd.front.peers import Peers
 from kvmd.metrics import Metrics
 from kvmd.rpc.admin import AdminService
 from kvmd.rpc.interceptor import Guard
+from kvmd.rpc.reflection import Reflection
 from kvmd.rpc.service import NAME, KvmService
 from kvmd.sessions import Sessions
 
@@ -48,9 +48,9 @@ class Server:
         self._server = grpc.aio.server(interceptors=[guard], options=options, maximum_concurrent_rpcs=most)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection([NAME, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         admin = AdminService(peers, sessions, metrics)
-        self._server.add_generic_rpc_handlers((KvmService(sessions, direct).handler(), admin.handler()))
+        handlers = (KvmService(sessions, direct).handler(), admin.handler(), Reflection(NAME, health.SERVICE_NAME))
+        self._server.add_generic_rpc_handlers(handlers)
         self._path = ""
 
     async def start(self, path: str) -> None:
