@@ -15,15 +15,12 @@ import os
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.util import MAGIC_NUMBER, cache_from_source, spec_from_file_location
-from struct import Struct
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
 from threading import RLock
 from types import CodeType, ModuleType
 
-_HEADER = Struct("<III")  # what follows the magic number of a .pyc file: no flags, the source's time and size
-_U32 = 0xFFFFFFFF
+from kvmd import finder
 
 SELDOM = (
     # protobuf without its C extension
@@ -49,7 +46,7 @@ class _Late(ModuleType):
         return ModuleType.__getattribute__(self, name)  # that of the class which it may have by now
 
 
-class _Loader(SourceFileLoader):
+class _Loader(finder.Loader):
     """Makes late modules, and runs them.
 
     :ivar held: the code, marshalled; None: it is read when it is wanted.
@@ -103,8 +100,8 @@ class _Finder:
             return spec_from_file_location(name, known[0], loader=_Loader(name, *known))
         if not any(name == late or name.startswith(late + ".") for late in self.names):
             return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and type(spec.loader) is SourceFileLoader:
+        spec = finder.find(name, path)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(name, spec.loader.path)
         return spec
 
@@ -114,6 +111,7 @@ _finder = _Finder()
 
 def start(*names: str) -> None:
     """Have these modules, and those in these packages, run late, if they are imported from here on."""
+    finder.start()
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
     _finder.names.update(names)
@@ -131,10 +129,10 @@ def hold() -> None:
         for name, path in sources:
             known = sys.modules.get(name)
             if known is None:
-                _finder.held[name] = path, _code(name, path)
+                _finder.held[name] = path, finder.code(name, path)
             elif isinstance(known, _Late) and isinstance(loader := known.__loader__, _Loader):
-                loader.held = _code(name, path)
-    sys.meta_path.remove(PathFinder)
+                loader.held = finder.code(name, path)
+    finder.stop()
 
 
 def rest(package: str) -> Iterator[None]:
@@ -158,23 +156,3 @@ def _sources(package: str, directory: str) -> Iterator[tuple[str, str]]:
                 yield name, entry.path
             elif entry.name.isidentifier() and os.path.exists(os.path.join(entry.path, "__init__.py")):
                 yield from _sources(name, entry.path)
-
-
-def _code(name: str, path: str) -> bytes:
-    """A module's code as it is kept beside its source (PEP 552), or compiled if that is of another source."""
-    status = os.stat(path)
-    header = MAGIC_NUMBER + _HEADER.pack(0, int(status.st_mtime) & _U32, status.st_size & _U32)
-    with suppress(OSError):
-        kept = _read(cache_from_source(path))
-        if kept.startswith(header):
-            return kept[len(header) :]
-    return marshal.dumps(SourceFileLoader(name, path).get_code(name))
-
-
-def _read(path: str) -> bytes:
-    """A file's bytes, in half the time that a file object takes."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
