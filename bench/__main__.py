@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import libkvm.transports.grpc  # noqa: F401 - before another user's rights may be too few to
-from bench.bulk import again, cold, stream, with_memory
+from bench.bulk import again, cold, looked_through, stream, with_memory
 from bench.crash import missing, rows
 from bench.dumps import unpacked, zstd
 from bench.loads import crowd, descriptors, idlers, opening
@@ -106,6 +106,7 @@ def table(target: str, pid: int, files: dict[str, Path], rounds: int) -> Iterato
             yield on(f"kdump-{codec}", cold)
             yield on(f"kdump-{codec}", again)
     yield on("elf-large", stream)
+    yield on("elf-large", looked_through)
     yield on("kdump-raw", walk)
     yield on("kdump-zstd", walk)
     yield on("elf-100k", listing, str(files["elf-1k"]))

@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import libkvm
@@ -14,6 +15,8 @@ from bench.rows import MIB, PAGE, Row, Subject, program
 
 STREAM = 256 * MIB
 HIGH = 64 << 30  # where the physical memory lies that is put into an ELF dump
+LARGE = [(HIGH + at, MIB) for at in range(0, STREAM, MIB)]
+"""All of it, in pieces."""
 
 
 def runs(pages: list[int]) -> list[tuple[int, int]]:
@@ -75,14 +78,25 @@ def again(subject: Subject, rounds: int) -> Row:
 
 def stream(subject: Subject, rounds: int) -> Row:
     """256 MiB of physical memory of an ELF dump, which is in the page cache of the file system."""
-    ranges = [(HIGH + at, MIB) for at in range(0, STREAM, MIB)]
-    kernel, prog = subject.kernel, subject.drgn
-    first, second = in_turn(
-        lambda: _rate(lambda address, length: kernel.read(address, length, physical=True), ranges),
-        lambda: _rate(lambda address, length: prog.read(address, length, True), ranges),
-        rounds,
-    )
-    what = "256 MiB from an ELF dump, 1 MiB a read"
+    read = partial(subject.kernel.read, physical=True)
+    return _large("256 MiB from an ELF dump, 1 MiB a read", subject, lambda: _rate(read, LARGE), rounds)
+
+
+def looked_through(subject: Subject, rounds: int) -> Row:
+    """The same, where nobody wants a copy of its own: for a search, or a sum."""
+
+    def ours() -> float:
+        began = time.perf_counter()
+        seen = sum(len(view) for view in subject.kernel.views(HIGH, STREAM, physical=True))
+        assert seen == STREAM
+        return (time.perf_counter() - began) / STREAM * MIB
+
+    return _large("256 MiB from an ELF dump, by Kernel.views", subject, ours, rounds)
+
+
+def _large(what: str, subject: Subject, ours: Callable[[], float], rounds: int) -> Row:
+    read = subject.drgn.read
+    first, second = in_turn(ours, lambda: _rate(lambda address, length: read(address, length, True), LARGE), rounds)
     return Row(what, "drgn.Program.read in-process", first, second, 0.8, least=True, unit="a MiB")
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import libkvm
 from bench import far
 from bench.__main__ import daemon, dumps
-from bench.bulk import HIGH, STREAM, runs
+from bench.bulk import HIGH, LARGE, STREAM, runs
 from bench.loads import CLIENTS, streaming
 from bench.measure import machine
 from bench.mtls_stream import client, serving
@@ -103,7 +103,7 @@ def cold(target: str, pid: int, path: Path, rounds: int) -> None:
 def stream(target: str, pid: int, path: Path, rounds: int) -> None:
     """As the row of the same name."""
 
-    ranges, size = [(HIGH + at, MIB) for at in range(0, STREAM, MIB)], STREAM / MIB
+    ranges, size = LARGE, STREAM / MIB
     with libkvm.connect(target) as connection, connection.open(str(path)) as kernel:
         prog = program(path)
         read = partial(every, lambda *each: kernel.read(*each, physical=True), ranges)

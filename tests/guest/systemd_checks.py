@@ -246,6 +246,7 @@ def killed() -> str:
         again = float(hear())
     assert show("MainPID") not in {pid, "0"}
     assert int(show("NRestarts")) >= 1
+    assert again < max(5, 8 * usual), f"{again:.1f} s, where a Python starts in {usual:.1f} s\n{journal()}"
     answered = f"{heard[0]} after {float(heard[2]):.2f} s; the same client answered again after {again:.1f} s"
     return f"{answered}, {again / usual:.1f} times as long as a Python takes to start"
 
