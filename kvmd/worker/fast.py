@@ -139,7 +139,6 @@ class Client:
     """One client: its socket, which this owns, and its window.
 
     :ivar jobs: how many of its requests are being worked at.
-    :ivar jobs: how many of its requests are being worked at.
     :raises OSError: the window can't be mapped.
     """
 
@@ -147,7 +146,6 @@ class Client:
         self._sock = sock
         self.jobs = 0
         sock.setblocking(False)
-        self.jobs = 0
         self._window = memoryview(mmap.mmap(window, WINDOW))
         self._requests = self._bytes = 0
 
@@ -197,15 +195,15 @@ class Client:
         failed: list[int] = []
         for index, (address, length) in enumerate(ranges):
             for at, count in _pieces(reader, address, length):
+                if step >= reader.step:
+                    step = 0
+                    yield
                 into = whole[size + at : size + at + count]
                 found = _tried(reader, count, reader.fill, address + at, into, space, pid)
                 if found is None:
                     failed.append(index)
                     break
                 slot, step = found, step + count + PIECE
-                if step >= reader.step:
-                    step = 0
-                    yield
             else:
                 size += length
         head = ANSWER.pack(number, len(failed), size, slot if len(ranges) == 1 and size <= PAGE else 0)

@@ -18,8 +18,7 @@ from kvmd.fast import ANSWER, CACHED, ENDED, HALF, INLINE, MOST_ANSWER, ONE, RAN
 from kvmd.v1 import memory_pb2
 from libkvm.fast.pages import Pages
 
-_ALERT = 200e-6
-_LONG = 256 << 10
+_ALERT, _EACH = 200e-6, 250e-12  # seconds, and for each byte
 _RETRY = 16
 _ENDING = 250  # milliseconds that a process may take from closing its sockets to its end
 _KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
@@ -164,13 +163,13 @@ class Link:
     def _wait(self, length: int) -> int:
         """Take the next answer into the buffer.
 
-        To be woken takes several times as long as to look for a while; but where looking was in vain the last time, as
-        beside many others that read, it is only tried again now and then. Nor is a long read looked for, which takes
-        the worker as long whether this process sleeps or not.
+        To be woken takes several times as long as to look for a while, and to wake somebody takes the worker a quarter
+        of what it takes to read a MiB; but where looking was in vain the last time, as beside many others that read, it
+        is only tried again now and then.
         """
         self._waits += 1
-        if length < _LONG and (self._quick or not self._waits % _RETRY):
-            until = time.perf_counter() + _ALERT
+        if self._quick or not self._waits % _RETRY:
+            until = time.perf_counter() + _ALERT + length * _EACH
             while time.perf_counter() < until:
                 try:
                     length = self._sock.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)

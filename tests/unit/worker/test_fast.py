@@ -208,13 +208,13 @@ def test_what_is_quick_is_done_in_fewer_steps() -> None:
     end = End(cached=False)
     requests = [ONE.pack(1, KERNEL, 0, 0, 0, BASE + n * HALF, HALF) for n in range(3)]
     for _ in range(50):  # until nothing else takes the processor meanwhile
-        if steps(end, requests[0]) == 2:  # one that gives way before all else, and one for all of it
+        if steps(end, requests[0]) == 1:  # it gives way before all else, and is answered with what it does then
             break
     else:
         pytest.fail("always in steps")
     end.image.pause = 2e-3
     steps(end, requests[1])
-    assert steps(end, requests[2]) >= 4
+    assert steps(end, requests[2]) >= 3
     end.close()
 
 
