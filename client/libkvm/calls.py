@@ -42,6 +42,11 @@ class Call(Generic[Q, A]):
     service: str = SERVICE
 
     @property
+    def bound(self) -> bool:
+        """Whether it is about something that was opened."""
+        return "descriptor" in self.request.DESCRIPTOR.fields_by_name
+
+    @property
     def path(self) -> str:
         """The HTTP/2 path of the method."""
         return f"/{self.service}/{self.name}"

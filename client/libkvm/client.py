@@ -109,14 +109,7 @@ class Client(Unpicklable):
             answer = session.unary(OPEN, request, session.long_timeout if timeout is None else timeout)
         else:
             answer = self._watched(request, progress, _WATCHED_TIMEOUT if timeout is None else timeout)
-        return Kernel(
-            session,
-            answer.descriptor,
-            source_name(request),
-            write=bool(request.flags & _O_RDWR),
-            name=answer.kernel_name,
-            dump=answer.dump,
-        )
+        return Kernel(session, answer, source_name(request), write=bool(request.flags & _O_RDWR))
 
     def _watched(self, request: OpenRequest, progress: Callable[[int, int], object], timeout: float) -> OpenResponse:
         answer = OpenWatchedResponse()

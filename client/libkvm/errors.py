@@ -64,10 +64,16 @@ __all__ = [
     "SymbolNotFoundError",
     "UnavailableError",
     "UnsupportedError",
+    "daemon_ended",
     "error",
     "from_wire",
     "no_such_symbol",
 ]
+
+
+def daemon_ended(target: str) -> KvmError:
+    """Build the error for what a daemon had opened that has ended: another one on that target knows nothing of it."""
+    return error(Reason.UNREACHABLE, f"the kvmd on {target} has ended; open the image again", target=target)
 
 
 def no_such_symbol(name: str) -> KvmError:

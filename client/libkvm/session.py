@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Generator
 from typing import NoReturn, Protocol
 
+from kvmd.v1.kvm_service_pb2 import DaemonProcess
 from libkvm.calls import A, Call, Q
+from libkvm.daemon import Daemon
 from libkvm.transports import Transport
 
 DEFAULT_TARGET = "unix:/run/kvmd/kvmd.sock"
@@ -51,6 +54,7 @@ class Session:
         self.timeout = timeout
         self.long_timeout = long_timeout
         self.compress = compress
+        self._daemon, self._meeting = Daemon(), threading.Lock()
 
     @property
     def target(self) -> str:
@@ -75,10 +79,28 @@ class Session:
         """Make a call that has many answers."""
         return self._transport.stream(call, request, self.timeout if timeout is None else timeout)
 
+    def met(self, process: DaemonProcess) -> Daemon:
+        """Note who answered an open: whatever another daemon had opened over this connection has ended with it."""
+        with self._meeting:
+            old = self._daemon
+            if old.process == process and not old.ended:
+                return old
+            self._daemon = daemon = Daemon(process)
+        old.end()
+        if self.local:
+            daemon.follow(self._lost)
+        return daemon
+
+    def _lost(self, daemon: Daemon) -> None:
+        with self._meeting:
+            if daemon is self._daemon and not self.closed:
+                self._transport.renew()
+
     def close(self) -> None:
         """Close the connection, and with it every descriptor opened over it. Idempotent."""
         for each in list(self.attached):
             each.drop()
+        self._daemon.forget()
         self._transport.close()
 
     @property

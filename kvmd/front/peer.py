@@ -152,6 +152,11 @@ def _head(directory: int, name: str) -> bytes:
         os.close(fd)
 
 
+def own_start_time() -> int | None:
+    """When this process started, as in :attr:`Peer.start_time`."""
+    return _process(os.getpid())[0]
+
+
 def _start_time(directory: int) -> int | None:
     try:
         line = _head(directory, "stat")

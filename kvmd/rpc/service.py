@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 
 from kvmd.direct import Direct
 from kvmd.errors import KvmError, Reason
+from kvmd.front.peer import own_start_time
 from kvmd.handles.table import Descriptor
 from kvmd.images.base import Kind, Progress, unheard
 from kvmd.rpc.calls import CALLS, Call
@@ -32,6 +34,7 @@ class KvmService:
 
     def __init__(self, sessions: Sessions, direct: Direct) -> None:
         self._sessions, self._direct = sessions, direct
+        self._process = pb.DaemonProcess(pid=os.getpid(), start_time=own_start_time() or 0)
 
     async def open(self, raw: bytes, context: Context) -> bytes:
         """Open an image; a failure is the status."""
@@ -71,10 +74,10 @@ class KvmService:
             return pb.OpenFilesResponse(errbuf=text, error=detail).SerializeToString()
         return self._opened(pb.OpenFilesResponse, descriptor)
 
-    @staticmethod
-    def _opened(kind: type[pb.OpenResponse | pb.OpenFilesResponse], descriptor: Descriptor) -> bytes:
+    def _opened(self, kind: type[pb.OpenResponse | pb.OpenFilesResponse], descriptor: Descriptor) -> bytes:
         image = descriptor.entry.image
         answer = kind(
+            daemon=self._process,
             descriptor=descriptor.id,
             kernel_name=image.kernel_name,
             foreign=image.foreign,

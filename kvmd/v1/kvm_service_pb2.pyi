@@ -29,17 +29,27 @@ class OpenRequest(_message.Message):
     dump_offset: int
     def __init__(self, execfile: _Optional[str] = ..., corefile: _Optional[str] = ..., swapfiles: _Optional[_Iterable[str]] = ..., flags: _Optional[int] = ..., dump_offset: _Optional[int] = ...) -> None: ...
 
+class DaemonProcess(_message.Message):
+    __slots__ = ("pid", "start_time")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    start_time: int
+    def __init__(self, pid: _Optional[int] = ..., start_time: _Optional[int] = ...) -> None: ...
+
 class OpenResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name", "foreign", "dump")
+    __slots__ = ("descriptor", "kernel_name", "foreign", "dump", "daemon")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
     DUMP_FIELD_NUMBER: _ClassVar[int]
+    DAEMON_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
     foreign: bool
     dump: bool
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ...) -> None: ...
+    daemon: DaemonProcess
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ..., daemon: _Optional[_Union[DaemonProcess, _Mapping]] = ...) -> None: ...
 
 class OpenWatchedResponse(_message.Message):
     __slots__ = ("done_bytes", "total_bytes", "opened")
@@ -58,20 +68,22 @@ class OpenFilesRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenRequest, _Mapping]] = ...) -> None: ...
 
 class OpenFilesResponse(_message.Message):
-    __slots__ = ("descriptor", "kernel_name", "errbuf", "error", "foreign", "dump")
+    __slots__ = ("descriptor", "kernel_name", "errbuf", "error", "foreign", "dump", "daemon")
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     KERNEL_NAME_FIELD_NUMBER: _ClassVar[int]
     ERRBUF_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
     DUMP_FIELD_NUMBER: _ClassVar[int]
+    DAEMON_FIELD_NUMBER: _ClassVar[int]
     descriptor: str
     kernel_name: str
     errbuf: str
     error: _error_pb2.Error
     foreign: bool
     dump: bool
-    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ...) -> None: ...
+    daemon: DaemonProcess
+    def __init__(self, descriptor: _Optional[str] = ..., kernel_name: _Optional[str] = ..., errbuf: _Optional[str] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., foreign: _Optional[bool] = ..., dump: _Optional[bool] = ..., daemon: _Optional[_Union[DaemonProcess, _Mapping]] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("descriptor",)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -226,6 +226,47 @@ def test_killed_and_started_again_its_clients_are_answered_within_five_seconds(u
                 assert again.read(address, 5) == b"Linux"
                 break
         assert time.monotonic() - began < 5
+
+
+def _failure(call: Callable[[], object]) -> libkvm.KvmError:
+    with pytest.raises(libkvm.UnavailableError) as caught:
+        call()
+    return caught.value
+
+
+def test_an_idle_client_of_a_killed_daemon_hears_of_it_before_there_is_another(unit: Unit) -> None:
+    """Nobody takes calls from the socket yet; no call waits for who will, and would know nothing of the descriptor."""
+    dump = fixture("qemu/vmcore.kdump").path
+    words = ("--dump-dir", str(dump.parent))
+    unit.start(*words)
+    unit.wait("READY=1")
+    with libkvm.connect(unit.target) as client, libkvm.connect(unit.target) as second:
+        kernel, other = client.open(corefile=dump), second.open(corefile=dump)
+        address = kernel.symbol("linux_banner").value
+        unit.kill(signal.SIGKILL)
+        unit.ended()
+        began = time.monotonic()
+        for call in (
+            lambda: kernel.symbol("linux_banner"),
+            lambda: kernel.read(address + (1 << 20), 8),
+            lambda: kernel.read(0, 8, physical=True),
+            kernel.processes,
+            lambda: list(kernel.log()),
+            lambda: list(kernel.stream(address, 4 << 20)),
+            lambda: kernel.readv([(0, 8)], physical=True),
+            lambda: other.read(0, 8, physical=True),
+        ):
+            failure = _failure(call)
+            assert failure.reason.value == "UNREACHABLE"
+            assert "open the image again" in failure.message
+        other.close()
+        assert time.monotonic() - began < 1
+        unit.start(*words)
+        with client.open(corefile=dump) as again:
+            assert again.symbol("linux_banner").value == address
+            assert _failure(kernel.processes).reason.value == "UNREACHABLE"
+            kernel.close()
+            assert again.read(address, 5) == b"Linux"
 
 
 def test_the_watchdog_is_fed_by_a_call_through_the_public_socket(unit: Unit) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,15 +14,15 @@ import grpc
 import grpc.aio
 
 from libkvm.calls import A, Call, Q
-from libkvm.errors import KvmError, Reason, error
-from libkvm.transports.grpc import OPTIONS, REMOTE_OPTIONS, secure
+from libkvm.errors import KvmError, Reason, daemon_ended, error
+from libkvm.transports.grpc import OPTIONS, REMOTE_OPTIONS, Line, secure
 from libkvm.transports.status import from_rpc_error, lost
 from libkvm.transports.target import TlsFiles
 from libkvm.transports.tls import diagnose
 
 
 class GrpcTransport:
-    """A gRPC channel with one connection of its own, for one event loop.
+    """A gRPC channel at a time, with one connection of its own, for one event loop.
 
     :ivar target: where the daemon is, as the user wrote it.
     """
@@ -32,8 +34,8 @@ class GrpcTransport:
         self._owner = os.getpid()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: Any = None
-        self._methods: dict[str, Any] = {}
+        self._line: Line | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def closed(self) -> bool:
@@ -42,59 +44,74 @@ class GrpcTransport:
 
     async def unary(self, call: Call[Q, A], request: Q, timeout: float) -> A:
         """Make a call that has one answer; cancelling the task cancels it."""
-        method = self._method(call, "unary_unary")
+        line, until = self._usable(), time.monotonic() + timeout
         try:
-            answer: A = await method(request, timeout=timeout)
+            answer: A = await line.method(call, "unary_unary")(request, timeout=timeout)
         except grpc.RpcError as failure:
             raise await self._typed(failure, call.name) from None
         except asyncio.CancelledError:
-            self._check_cancelled(call)
-            raise
+            if call.bound or not self._cut(line) or self._closed:
+                self._check_cancelled(line, call)
+                raise
+            return await self.unary(call, request, until - time.monotonic())
         return answer
 
     async def stream(self, call: Call[Q, A], request: Q, timeout: float) -> AsyncGenerator[A]:
         """Make a call that has many answers; closing the iterator, or cancelling the task, cancels it."""
-        answers = self._method(call, "unary_stream")(request, timeout=timeout)
+        line = self._usable()
+        answers = line.method(call, "unary_stream")(request, timeout=timeout)
         try:
             async for answer in answers:
                 yield answer
         except grpc.RpcError as failure:
             raise await self._typed(failure, call.name) from None
         except asyncio.CancelledError:
-            self._check_cancelled(call)
+            self._check_cancelled(line, call)
             raise
         finally:
             answers.cancel()
+
+    def renew(self) -> None:
+        """Leave a connection whose daemon has ended; any call on it fails, and those that open something go on anew."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            task = asyncio.ensure_future(line.channel.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
         if not self._closed:
             self._closed = True
             # In a child of fork(2) the connection is still the parent's.
-            if self._channel is not None and self._owner == os.getpid():
-                await self._channel.close()
+            if self._line is not None and self._owner == os.getpid():
+                await self._line.channel.close()
 
-    def _check_cancelled(self, call: Call[Q, A]) -> None:
-        """Tell the end of the channel, which cancels its calls as if the task had been, from the end of the task."""
+    def _cut(self, line: Line) -> bool:
+        """Tell the end of a channel, which cancels its calls as if the task had been, from the end of the task."""
         task = asyncio.current_task()
-        if self._closed and (task is None or not task.cancelling()):
-            raise error(Reason.CANCELLED, f"{call.name} on {self.target} was cancelled") from None
+        return (self._closed or line is not self._line) and (task is None or not task.cancelling())
 
-    def _method(self, call: Call[Q, A], kind: str) -> Any:
+    def _check_cancelled(self, line: Line, call: Call[Q, A]) -> None:
+        if not self._cut(line):
+            return
+        if self._closed:
+            raise error(Reason.CANCELLED, f"{call.name} on {self.target} was cancelled") from None
+        raise daemon_ended(self.target) from None
+
+    def _usable(self) -> Line:
         loop = asyncio.get_running_loop()
         if self._closed or self._owner != os.getpid() or self._loop not in {None, loop}:
             raise self._unusable()
-        if self._channel is None:
+        if self._line is None:
             self._loop = loop
-            self._channel = self._connect()
-        method = self._methods.get(call.name)
-        if method is None:
-            method = self._methods[call.name] = getattr(self._channel, kind)(
-                call.path,
-                request_serializer=call.request.SerializeToString,
-                response_deserializer=call.answer.FromString,
-            )
-        return method
+            self._line = Line(self._connect())
+        return self._line
 
     def _connect(self) -> Any:
         if self._credentials is None:

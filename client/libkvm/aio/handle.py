@@ -8,23 +8,23 @@ import warnings
 from types import TracebackType
 from typing import Self
 
+from kvmd.v1.kvm_service_pb2 import OpenFilesResponse, OpenResponse
 from libkvm.aio.session import Session, Unpicklable
 from libkvm.calls import CLOSE
-from libkvm.errors import DescriptorError, Reason, UnavailableError, error
+from libkvm.errors import DescriptorError, Reason, UnavailableError, daemon_ended, error
 
 
 class Handle(Unpicklable):
     """A descriptor and the session that it lives in; holds no other state of a call."""
 
-    def __init__(  # noqa: PLR0913 - what Open answers
-        self, session: Session, descriptor: str, source: str, *, write: bool, name: str, dump: bool = False
-    ) -> None:
+    def __init__(self, session: Session, opened: OpenResponse | OpenFilesResponse, source: str, *, write: bool) -> None:
         self._shared = session
-        self._id = descriptor
+        self._daemon = session.met(opened.daemon)
+        self._id = opened.descriptor
         self._source = source
         self._write = write
-        self._name = name
-        self._dump = dump
+        self._name = opened.kernel_name
+        self._dump = opened.dump
         self._closed = False
 
     @property
@@ -45,6 +45,8 @@ class Handle(Unpicklable):
         if self.closed:
             return
         self._closed = True
+        if self._daemon.ended:
+            return
         with contextlib.suppress(DescriptorError, UnavailableError):
             await self._shared.unary(CLOSE, CLOSE.request(descriptor=self._id))
 
@@ -52,6 +54,8 @@ class Handle(Unpicklable):
     def _session(self) -> Session:
         if self._closed:
             raise error(Reason.NO_SUCH_DESCRIPTOR, f"this Kernel of {self._source} is closed; open it again")
+        if self._daemon.ended:
+            raise daemon_ended(self._shared.target)
         return self._shared
 
     async def __aenter__(self) -> Self:

@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import AsyncGenerator
 from typing import NoReturn, Protocol
 
+from kvmd.v1.kvm_service_pb2 import DaemonProcess
 from libkvm.aio.transports import Transport
 from libkvm.calls import A, Call, Q
+from libkvm.daemon import Daemon
 
 DEFAULT_TARGET = "unix:/run/kvmd/kvmd.sock"
 TIMEOUT = 10.0
@@ -53,6 +56,7 @@ class Session:
         self.timeout = timeout
         self.long_timeout = long_timeout
         self.compress = compress
+        self._daemon, self._meeting = Daemon(), threading.Lock()
 
     @property
     def target(self) -> str:
@@ -77,10 +81,28 @@ class Session:
         """Make a call that has many answers."""
         return self._transport.stream(call, request, self.timeout if timeout is None else timeout)
 
+    def met(self, process: DaemonProcess) -> Daemon:
+        """Note who answered an open: whatever another daemon had opened over this connection has ended with it."""
+        with self._meeting:
+            old = self._daemon
+            if old.process == process and not old.ended:
+                return old
+            self._daemon = daemon = Daemon(process)
+        old.end()
+        if self.local:
+            daemon.follow(self._lost)
+        return daemon
+
+    def _lost(self, daemon: Daemon) -> None:
+        with self._meeting:
+            if daemon is self._daemon and not self.closed:
+                self._transport.renew()
+
     async def close(self) -> None:
         """Close the connection, and with it every descriptor opened over it. Idempotent."""
         for each in list(self.attached):
             each.drop()
+        self._daemon.forget()
         await self._transport.close()
 
     @property

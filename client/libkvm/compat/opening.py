@@ -118,6 +118,4 @@ def _handle(
 
 
 def _kernel(session: Session, request: OpenRequest, answer: OpenResponse | OpenFilesResponse) -> Kernel:
-    write = bool(request.flags & _O_ACCMODE)
-    source = source_name(request)
-    return Kernel(session, answer.descriptor, source, write=write, name=answer.kernel_name, dump=answer.dump)
+    return Kernel(session, answer, source_name(request), write=bool(request.flags & _O_ACCMODE))

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import socket
-import struct
 import threading
 import time
 import weakref
@@ -15,6 +14,7 @@ from collections.abc import Callable
 
 from kvmd.fast import ENDED, TICKET
 from libkvm.calls import GET_TICKET
+from libkvm.daemon import Daemon
 from libkvm.errors import KvmError, UnavailableError
 from libkvm.fast.link import Link
 from libkvm.fast.pages import Pages
@@ -37,15 +37,13 @@ class Direct:
     """The link of one opened image: made when it is first needed, and anew if it was revoked and granted again.
 
     :ivar cached: reads from the page cache; None for what isn't there.
-    :ivar lost: whether the daemon has ended, and the image with it: another one knows nothing of it.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, daemon: Daemon) -> None:
         self.cached: Callable[[int, int], bytes | None] = nothing
-        self._session = session
+        self._session, self._daemon = session, daemon
         self._link: Link | None = None
         self._wanted = True
-        self.lost = False
         self._joined = -math.inf
         self._turn = threading.Lock()
         session.attached.add(self)
@@ -68,7 +66,7 @@ class Direct:
         link = self._link
         if link is not None and link.open:
             return link
-        return self._join(descriptor) if self._wanted else None
+        return self._join(descriptor) if self._wanted and not self._daemon.ended else None
 
     def _join(self, descriptor: str) -> Link | None:
         with self._turn:
@@ -116,26 +114,17 @@ def _hand_in(path: str, ticket: bytes) -> Link | None:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         for fd in fds:
             stack.callback(os.close, fd)
-        return _made(fds, door) if len(fds) >= 2 else None
+        return _made(fds) if len(fds) >= 2 else None
 
 
-def _made(fds: array.array[int], door: socket.socket) -> Link:
+def _made(fds: array.array[int]) -> Link:
     """Of duplicates; the caller closes the originals."""
     window = Link.map(fds[1])
     ended = memoryview(window)[ENDED : ENDED + 8].cast("Q")
     pages = Pages(fds[2], os.fstat(fds[2]).st_size, ended) if len(fds) > 2 else None
     sock = socket.socket(fileno=os.dup(fds[0]))
     sock.setblocking(True)
-    return Link(sock, window, pages, _daemon(door))
-
-
-def _daemon(door: socket.socket) -> int | None:
-    """A pidfd of the process that listens at the door, which is the daemon's own even where systemd has the other."""
-    pid, _uid, _gid = struct.unpack("=iII", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        return os.pidfd_open(pid)
-    except OSError:  # of another namespace, or an old kernel
-        return None
+    return Link(sock, window, pages)
 
 
 def _after_fork() -> None:

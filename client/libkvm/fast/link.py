@@ -6,7 +6,6 @@ import contextlib
 import math
 import mmap
 import os
-import select
 import socket
 import struct
 import threading
@@ -14,23 +13,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kvmd.fast import ANSWER, CACHED, ENDED, HALF, INLINE, MOST_ANSWER, ONE, RANGE, REQUEST, WINDOW
+from kvmd.fast import ANSWER, CACHED, HALF, INLINE, MOST_ANSWER, ONE, RANGE, REQUEST, WINDOW
 from kvmd.v1 import memory_pb2
 from libkvm.fast.pages import Pages
 
 _ALERT, _EACH = 200e-6, 250e-12  # seconds, and for each byte
 _RETRY = 16
-_ENDING = 250  # milliseconds that a process may take from closing its sockets to its end
 _KERNEL = (memory_pb2.ADDRESS_SPACE_UNSPECIFIED, memory_pb2.ADDRESS_SPACE_KERNEL)
 _TIMEVAL = struct.Struct("@ll")
 
 
 class BrokenLinkError(Exception):
     """The link is of no more use: the other end is gone, or answered nonsense, or not in time."""
-
-
-class NoDaemonError(BrokenLinkError):
-    """Nor is there anybody to ask any more: the daemon that granted the link has ended, and what it opened with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +45,9 @@ class Link:
     :ivar open: whether it is of use still; once it is not, it never is again.
     """
 
-    def __init__(self, sock: socket.socket, window: mmap.mmap, pages: Pages | None, daemon: int | None = None) -> None:
-        """Take over a socket.
-
-        :param daemon: a pidfd of the daemon's process, taken over too; None if it can't be watched.
-        """
-        self._sock, self._window, self.pages, self._daemon = sock, memoryview(window), pages, daemon
+    def __init__(self, sock: socket.socket, window: mmap.mmap, pages: Pages | None) -> None:
+        """Take over a socket."""
+        self._sock, self._window, self.pages = sock, memoryview(window), pages
         self.open = True
         self._lock = threading.Lock()
         self._patience = math.nan
@@ -88,34 +79,17 @@ class Link:
     def _close(self) -> None:
         """Close the socket of a link that isn't open any more, unless somebody has its turn, and will."""
         if self._lock.acquire(blocking=False):
-            self._close_all()
+            self._sock.close()
             self._lock.release()
-
-    def _close_all(self) -> None:
-        self._sock.close()
-        daemon, self._daemon = self._daemon, None
-        if daemon is not None:
-            os.close(daemon)
-
-    def _broken(self) -> BrokenLinkError:
-        """Why the link is of no more use.
-
-        A daemon that ends closes its sockets first, upon which its workers end, and only then has ended.
-        """
-        if self._daemon is None or any(self._window[ENDED : ENDED + 8]):  # it has taken the link back itself
-            return BrokenLinkError()
-        poll = select.poll()
-        poll.register(self._daemon, select.POLLIN)
-        return NoDaemonError() if poll.poll(_ENDING) else BrokenLinkError()
 
     def forget(self) -> None:
         """The same in a child of fork(2): the socket is the parent's still."""
         self.open, self.pages = False, None
         self._lock = threading.Lock()
-        self._close_all()
+        self._sock.close()
 
     def __del__(self) -> None:
-        self._close_all()
+        self._sock.close()
 
     @contextlib.contextmanager
     def _turn(self, timeout: float) -> Iterator[None]:
@@ -132,10 +106,9 @@ class Link:
             self.drop()
             raise TimeoutError from None
         except BaseException as failure:  # a signal's handler may have raised it: who knows what has been sent
-            broken = self._broken()
             self.drop()
             if isinstance(failure, OSError | struct.error | IndexError | BrokenLinkError):
-                raise broken from failure
+                raise BrokenLinkError from failure
             raise
         finally:
             self._lock.release()

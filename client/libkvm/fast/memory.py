@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from kvmd.fast import HALF, MOST_RANGES
 from libkvm import memory
 from libkvm.bounds import address_number, length_number
-from libkvm.errors import KvmError, Reason, error
+from libkvm.errors import KvmError
 from libkvm.fast.ahead import Ahead
 from libkvm.fast.joining import Direct
-from libkvm.fast.link import BrokenLinkError, Link, NoDaemonError
+from libkvm.fast.link import BrokenLinkError, Link
 from libkvm.fast.reader import reader
 from libkvm.memory import MIB, Buffer, readable_part, space_number
 from libkvm.records import RangeResult
@@ -29,7 +29,7 @@ class Memory(memory.Memory):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._direct = Direct(self._shared)
+        self._direct = Direct(self._shared, self._daemon)
         self._ahead = Ahead(self._further) if self._dump and not self._shared.local else None
         if self._ahead is not None:
             self._shared.attached.add(self._ahead)
@@ -44,19 +44,11 @@ class Memory(memory.Memory):
         return super().readv(ranges, physical=physical, timeout=seconds)
 
     def _try(self, use: Callable[[Link, float], R], until: float) -> R | None:
-        """Do something over the link, until then; None: ask the daemon, which has what time is left.
-
-        :raises UnavailableError: the daemon has ended. To ask would be to ask another one, or to wait for it in vain.
-        """
-        if self._direct.lost:
-            raise error(Reason.UNREACHABLE, f"the kvmd on {self._session.target} has ended; open the image again")
+        """Do something over the link, until then; None: ask the daemon, which has what time is left."""
         if (link := self._direct.link(self._id)) is None:
             return None
         try:
             return use(link, max(until - time.monotonic(), _NO_TIME))
-        except NoDaemonError:
-            self._direct.lost = True
-            return self._try(use, until)
         except (BrokenLinkError, TimeoutError):
             return None
 

@@ -28,5 +28,11 @@ class Transport(Protocol):
     def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Generator[A]:
         """Make a call that has many answers; closing the iterator cancels it."""
 
+    def renew(self) -> None:
+        """Leave a connection whose daemon has ended: calls on what it had opened fail, others go to the next daemon.
+
+        Called in any thread.
+        """
+
     def close(self) -> None:
         """Close the connection, and with it every descriptor opened over it. Idempotent."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Generator
 from typing import Any
 
 import grpc
 
 from libkvm.calls import A, Call, Q
-from libkvm.errors import KvmError, Reason, error
+from libkvm.errors import KvmError, Reason, daemon_ended, error
 from libkvm.transports.status import from_rpc_error, lost
 from libkvm.transports.target import TlsFiles
 from libkvm.transports.tls import contents, diagnose
@@ -50,8 +51,27 @@ def secure(files: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(*contents(files))
 
 
+class Line:
+    """A channel with one connection of its own, and the methods that were called over it."""
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self._methods: dict[str, Any] = {}
+
+    def method(self, call: Call[Q, A], kind: str) -> Any:
+        """What makes a call; ``kind`` is the name of the channel's method that answers that."""
+        method = self._methods.get(call.name)
+        if method is None:
+            method = self._methods[call.name] = getattr(self.channel, kind)(
+                call.path,
+                request_serializer=call.request.SerializeToString,
+                response_deserializer=call.answer.FromString,
+            )
+        return method
+
+
 class GrpcTransport:
-    """A gRPC channel with one connection of its own.
+    """A gRPC channel at a time, with one connection of its own.
 
     :ivar target: where the daemon is, as the user wrote it.
     """
@@ -59,13 +79,15 @@ class GrpcTransport:
     def __init__(self, target: str, tls: TlsFiles | None = None) -> None:
         self.target = target
         self._tls = tls
+        self._credentials = None if tls is None else secure(tls)
         self._owner = os.getpid()
         self._closed = False
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, options=OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(target, secure(tls), options=REMOTE_OPTIONS)
-        self._methods: dict[str, Any] = {}
+        self._line = self._connect()
+
+    def _connect(self) -> Line:
+        if self._credentials is None:
+            return Line(grpc.insecure_channel(self.target, options=OPTIONS))
+        return Line(grpc.secure_channel(self.target, self._credentials, options=REMOTE_OPTIONS))
 
     @property
     def closed(self) -> bool:
@@ -74,28 +96,33 @@ class GrpcTransport:
 
     def unary(self, call: Call[Q, A], request: Q, timeout: float) -> A:
         """Make a call that has one answer."""
-        method = self._method(call, self._channel.unary_unary)
+        line, until = self._usable(), time.monotonic() + timeout
         try:
-            answer: A = method(request, timeout=timeout)
-        except grpc.RpcError as failure:
-            raise self._typed(failure, call.name) from None
-        except ValueError:  # how grpc says that the channel was closed meanwhile
-            raise self._unusable() from None
+            answer: A = line.method(call, "unary_unary")(request, timeout=timeout)
+        except (grpc.RpcError, ValueError) as failure:
+            if call.bound or not self._left(line, failure):
+                raise self._failed(line, failure, call.name) from None
+            return self.unary(call, request, until - time.monotonic())
         return answer
 
     def stream(self, call: Call[Q, A], request: Q, timeout: float) -> Generator[A]:
         """Make a call that has many answers; closing the iterator cancels it."""
-        method = self._method(call, self._channel.unary_stream)
+        line = self._usable()
         try:
-            answers = method(request, timeout=timeout)
-        except ValueError:
-            raise self._unusable() from None
+            answers = line.method(call, "unary_stream")(request, timeout=timeout)
+        except ValueError as failure:
+            raise self._failed(line, failure, call.name) from None
         try:
             yield from answers
         except grpc.RpcError as failure:
-            raise self._typed(failure, call.name) from None
+            raise self._failed(line, failure, call.name) from None
         finally:
             answers.cancel()
+
+    def renew(self) -> None:
+        """Leave a connection whose daemon has ended; any call on it fails, and those that open something go on anew."""
+        line, self._line = self._line, self._connect()
+        line.channel.close()
 
     def close(self) -> None:
         """Close the connection. Idempotent."""
@@ -103,21 +130,23 @@ class GrpcTransport:
             self._closed = True
             # In a child of fork(2) the connection is still the parent's.
             if self._owner == os.getpid():
-                self._channel.close()
+                self._line.channel.close()
 
-    def _method(self, call: Call[Q, A], kind: Any) -> Any:
+    def _usable(self) -> Line:
         if self._closed or self._owner != os.getpid():
             raise self._unusable()
-        method = self._methods.get(call.name)
-        if method is None:
-            method = self._methods[call.name] = kind(
-                call.path,
-                request_serializer=call.request.SerializeToString,
-                response_deserializer=call.answer.FromString,
-            )
-        return method
+        return self._line
 
-    def _typed(self, failure: Any, name: str) -> KvmError:
+    def _left(self, line: Line, failure: Any) -> bool:
+        """Whether it was :meth:`renew` that made a call fail."""
+        cut = isinstance(failure, ValueError) or failure.code() is grpc.StatusCode.CANCELLED
+        return cut and line is not self._line
+
+    def _failed(self, line: Line, failure: Any, name: str) -> KvmError:
+        if self._left(line, failure):
+            return daemon_ended(self.target)
+        if isinstance(failure, ValueError):  # how grpc says that the channel was closed meanwhile
+            return self._unusable()
         if self._tls is not None and lost(failure):
             return diagnose(self.target, self._tls, failure.details() or "")
         return from_rpc_error(failure, name, self.target)
