@@ -12,6 +12,7 @@ from kvmd.front.peers import Peers
 from kvmd.metrics import Metrics
 from kvmd.rpc.admin import AdminService
 from kvmd.rpc.interceptor import Guard
+from kvmd.rpc.probe import ANSWERED, REFUSED, ask
 from kvmd.rpc.reflection import Reflection
 from kvmd.rpc.service import NAME, KvmService
 from kvmd.sessions import Sessions
@@ -72,22 +73,13 @@ class Server:
         :param front: a socket that the front serves.
         :raises RuntimeError: if grpc does not echo the token; the daemon must not serve then.
         """
-        through, beside = await _health_status(front), await _health_status(self._path)
-        if through is not grpc.StatusCode.OK or beside is not grpc.StatusCode.UNAUTHENTICATED:
+        through, beside = await ask(front), await ask(self._path)
+        if through != ANSWERED or beside != REFUSED:
             raise RuntimeError(
-                f"self-test failed: a call through the front gave {through.name}, one beside it {beside.name}; "
+                f"self-test failed: a call through the front gave {through}, one beside it {beside}; "
                 "this version of grpcio does not report the source address of Unix sockets"
             )
 
     async def stop(self, grace: float) -> None:
         """Let calls under way finish for ``grace`` seconds, then end them."""
         await self._server.stop(grace)
-
-
-async def _health_status(path: str) -> grpc.StatusCode:
-    async with grpc.aio.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-        try:
-            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
-        except grpc.aio.AioRpcError as failure:
-            return failure.code()
-    return grpc.StatusCode.OK

@@ -11,6 +11,8 @@ from typing import Any, cast
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import _async as health_aio
+from grpc_health.v1 import health_pb2_grpc
 from grpc_status import rpc_status
 
 from kvmd.access.limits import Quotas
@@ -64,6 +66,7 @@ def serve(tmp_path: Path) -> Serve:
         guard = Guard(cast("Any", peers), quotas, metrics, call_deadline=call, stream_deadline=stream)
         server = grpc.aio.server(interceptors=[guard])
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
         path = str(tmp_path / "grpc")
         server.add_insecure_port(f"unix:{path}")
         await server.start()

@@ -55,7 +55,7 @@ async def test_passes_where_grpc_echoes_the_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [(Renamed, "through the front gave UNAUTHENTICATED"), (Trusting, "one beside it OK")]
+    ("kind", "says"), [(Renamed, "through the front gave a refusal"), (Trusting, "one beside it an answer")]
 )
 async def test_fails_where_callers_can_not_be_told(tmp_path: Path, kind: type[Peers], says: str) -> None:
     with pytest.raises(RuntimeError, match=says):
