@@ -31,6 +31,7 @@ caller: contextvars.ContextVar[Connection] = contextvars.ContextVar("caller")
 
 ADMIN = "/kvmd.v1.AdminService/"
 OK = "OK"
+_NOBODY = "this connection did not come through the daemon's socket"
 
 
 class Observer(Protocol):
@@ -76,11 +77,8 @@ class Guard(grpc.aio.ServerInterceptor):
         return made
 
     @contextmanager
-    def _entered(self, context: Context, method: str, streams: bool) -> Iterator[None]:
+    def _entered(self, connection: Connection, method: str, streams: bool) -> Iterator[None]:
         """Know the caller, and count the call as one of its calls; those by which the daemon tests itself count not."""
-        connection = self._peers.lookup(context.peer())
-        if connection is None:
-            raise error(Reason.NO_PEER_IDENTITY, "this connection did not come through the daemon's socket")
         caller.set(connection)
         if connection.refusal is not None:
             raise error(connection.refusal.reason, connection.refusal.message, **connection.refusal.metadata)
@@ -109,19 +107,23 @@ class Guard(grpc.aio.ServerInterceptor):
             # Nothing of a failure but its status is left when the call ends: grpc keeps the abort's traceback and
             # with it all frames below, and memory by the mebibyte that they hold, until garbage is collected.
             request_id.set(os.urandom(4).hex())
-            status = await self._run(handler, requests, context, method)
+            connection = self._peers.lookup(context.peer())
+            if connection is None:  # no client, and at each start the self-test: no use to run what makes details
+                self._observer.called(method, Reason.NO_PEER_IDENTITY.value, 0.0)
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, _NOBODY)
+            status = await self._run(handler, requests, context, connection, method)
             if status is not None:
                 await abort(context, status)
 
         return call
 
     async def _run(
-        self, handler: Handler, requests: AsyncIterator[Any], context: Context, method: str
+        self, handler: Handler, requests: AsyncIterator[Any], context: Context, connection: Connection, method: str
     ) -> status_pb2.Status | None:
         """Handle a call; a failure is the answer."""
         began, status = time.monotonic(), Reason.CANCELLED.value
         try:
-            with self._entered(context, method, handler.response_streaming):
+            with self._entered(connection, method, handler.response_streaming):
                 async with self._timeout(context, handler.response_streaming):
                     await self._handle(handler, requests, context)
             status = OK

@@ -235,7 +235,7 @@ async def test_stranger_is_told_nothing(serve: Serve) -> None:
         bed.peers.uid = None
         failure = await failure_of(channel.unary_unary("/test.Test/Echo")(b""))
         assert failure.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert info(failure).reason == "NO_PEER_IDENTITY"
+        assert "did not come through" in (failure.details() or "")
         failure = await failure_of(channel.unary_unary("/test.Test/Unknown")(b""))
         assert failure.code() is grpc.StatusCode.UNIMPLEMENTED
 
