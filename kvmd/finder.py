@@ -11,14 +11,14 @@ import marshal
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source, spec_from_file_location
 from struct import Struct
 from types import CodeType
 
-_HEADER = Struct("<III")  # what follows the magic number of a .pyc file: no flags, the source's time and size
+_HEADER = Struct("<4sIII")  # of a .pyc file: the magic number, no flags, the source's time and size
 _U32 = 0xFFFFFFFF
+_SUFFIX = f".{sys.implementation.cache_tag}.pyc"
 
 
 class Finder:
@@ -87,26 +87,38 @@ def find(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     return _finder.find_spec(name, path) or PathFinder.find_spec(name, path)
 
 
-def code(name: str, path: str) -> bytes:
+def code(name: str, path: str) -> bytes | memoryview:
     """A module's code, marshalled: as it is kept beside its source, or compiled."""
     kept = _kept(path)
     return marshal.dumps(SourceFileLoader(name, path).get_code(name)) if kept is None else kept
 
 
 def _spec(name: str, path: str, inside: str | None = None) -> ModuleSpec | None:
-    within = None if inside is None else [inside]
-    return spec_from_file_location(name, path, loader=Loader(name, path), submodule_search_locations=within)
+    """What spec_from_file_location() makes, which asks for what is known here."""
+    spec = ModuleSpec(name, Loader(name, path), origin=path)
+    spec.has_location, spec.cached = True, _place(path)
+    spec.submodule_search_locations = None if inside is None else [inside]
+    return spec
 
 
-def _kept(path: str) -> bytes | None:
-    """A module's code as it is kept beside its source (PEP 552); None if that is of another source."""
-    with suppress(OSError):
+def _kept(path: str) -> memoryview | None:
+    """A module's code as it is kept beside its source (PEP 552), not copied; None if that is of another source."""
+    try:
         status = os.stat(path)
-        header = MAGIC_NUMBER + _HEADER.pack(0, int(status.st_mtime) & _U32, status.st_size & _U32)
-        kept = _read(cache_from_source(path))
-        if kept.startswith(header):
-            return kept[len(header) :]
-    return None
+        kept = _read(_place(path))
+    except OSError:
+        return None
+    header = _HEADER.pack(MAGIC_NUMBER, 0, int(status.st_mtime) & _U32, status.st_size & _U32)
+    return memoryview(kept)[_HEADER.size :] if kept.startswith(header) else None
+
+
+def _place(path: str) -> str:
+    """Where a module's code is kept: what cache_from_source() makes of nearly all paths, in a fifth of the time."""
+    directory, _, name = path.rpartition("/")
+    usual = directory and sys.pycache_prefix is None and not sys.flags.optimize
+    if usual and name.endswith(".py") and name.count(".") == 1:
+        return f"{directory}/__pycache__/{name[:-3]}{_SUFFIX}"
+    return cache_from_source(path)
 
 
 def _read(path: str) -> bytes:

@@ -52,7 +52,7 @@ class _Loader(finder.Loader):
     :ivar held: the code, marshalled; None: it is read when it is wanted.
     """
 
-    def __init__(self, name: str, path: str, held: bytes | None = None) -> None:
+    def __init__(self, name: str, path: str, held: bytes | memoryview | None = None) -> None:
         super().__init__(name, path)
         self.held, self._lock, self._runs = held, RLock(), False
 
@@ -92,7 +92,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.held: dict[str, tuple[str, bytes]] = {}
+        self.held: dict[str, tuple[str, bytes | memoryview]] = {}
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, _target: object = None) -> ModuleSpec | None:
         """See :class:`importlib.abc.MetaPathFinder`."""

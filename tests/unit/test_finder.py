@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmd import finder
 from kvmd.finder import Finder, Loader, code
 
 # Names and paths of all that a daemon, a worker and a client import, and the loaders' classes.
@@ -91,10 +92,10 @@ def test_what_is_out_of_the_ordinary_is_left_to_python(tmp_path: Path, monkeypat
         ("bare", [here]),
     ):
         assert Finder().find_spec(name, path) is None
-    finder = Finder()
-    assert finder.find_spec("written", [here]) is None
+    one = Finder()
+    assert one.find_spec("written", [here]) is None
     write(tmp_path / "written.py")
-    assert finder.find_spec("written", [here]) is None
+    assert one.find_spec("written", [here]) is None
 
 
 def test_code_that_is_kept_counts_only_for_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +125,14 @@ def test_code_that_is_kept_counts_only_for_its_source(tmp_path: Path, monkeypatc
     kept.unlink()
     source.chmod(0o644)
     assert code("changing", str(source))
+
+
+@pytest.mark.parametrize("name", ["plain.py", "two.dots.py", "none", "other.pyw"])
+@pytest.mark.parametrize("prefix", [None, "/var/cache/code"])
+def test_code_is_kept_where_python_keeps_it(monkeypatch: pytest.MonkeyPatch, name: str, prefix: str | None) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", prefix)
+    for directory in ("", "/", "/a.directory/"):
+        assert finder._place(directory + name) == importlib.util.cache_from_source(directory + name)
 
 
 def test_code_that_is_checked_by_a_hash_is_left_to_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
