@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -73,6 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what passes through may be secret
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the usual 1024 is 250 connections
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # or asyncio would have a handler of its own until the daemon does
     try:
         asyncio.run(serve(config, options.config, options.idle_exit))
     except (ListenError, OSError, RuntimeError) as failure:

@@ -13,7 +13,6 @@ import importlib
 import marshal
 import os
 import sys
-import typing
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -21,6 +20,7 @@ from threading import RLock
 from types import CodeType, ModuleType
 
 from kvmd import finder
+from kvmd.given import GIVEN
 
 SELDOM = (
     # protobuf without its C extension
@@ -32,8 +32,6 @@ SELDOM = (
     "typing_extensions",
 )
 """Modules of libraries that are imported by others, who seldom use them."""
-_GIVEN = {"typing_extensions": {"Self": typing.Self}}  # which is all that grpc.aio wants, and the same there
-"""What late modules have before they run, and after."""
 
 
 class _Late(ModuleType):
@@ -59,7 +57,7 @@ class _Loader(finder.Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """A module that is empty, nearly always."""
         module = _Late(spec.name)
-        module.__dict__.update(_GIVEN.get(spec.name, {}))
+        module.__dict__.update(GIVEN.get(spec.name, {}))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from kvmd import late
+from kvmd.given import GIVEN
 
 RAN: list[str] = []
 """The modules that have run, in order."""
@@ -110,7 +111,7 @@ def test_modules_that_need_each_other_fail_as_ever(make: Make) -> None:
 
 
 def test_what_a_module_is_known_to_have_does_not_run_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(late._GIVEN, "lately.one", {"answer": 42})
+    monkeypatch.setitem(GIVEN, "lately.one", {"answer": 42})
     make(one="answer = 6 * 7\nquestion = 'six by nine'")
     from lately.one import answer
 
@@ -120,14 +121,6 @@ def test_what_a_module_is_known_to_have_does_not_run_it(make: Make, monkeypatch:
 
     assert question
     assert RAN == ["lately.one"]
-
-
-def test_what_is_given_is_what_there_is() -> None:
-    """In a process of its own, where nothing is late."""
-    for name, given in late._GIVEN.items():
-        there = importlib.import_module(name)
-        assert type(there) is ModuleType
-        assert all(getattr(there, what) is value for what, value in given.items())
 
 
 def test_one_that_fails_is_late_again(make: Make) -> None:
