@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from kvmd import late
 
 LATE = (
-    *("asyncio.sslproto", "bz2", "google.rpc", "grpc_reflection", "grpc_status", "hashlib", "lzma", "ssl"),
+    *("asyncio.format_helpers", "asyncio.sslproto", "asyncio.staggered", "asyncio.trsock"),
+    *("bz2", "copy", "fnmatch", "pkgutil", "queue"),
+    *("google.rpc", "grpc_reflection", "grpc_status", "hashlib", "lzma", "ssl"),
     *late.SELDOM,
 )
 """What a daemon has no use for before somebody comes by TLS, is refused, opens, or asks which services there are."""

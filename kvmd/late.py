@@ -27,9 +27,9 @@ SELDOM = (
     "google.protobuf.descriptor_database",
     "google.protobuf.internal.python_edition_defaults",
     "google.protobuf.internal.python_message",
-    # what others import for a fault's report, for a class without a docstring, or for a locale of one's own
-    *("ast", "dis", "inspect", "locale", "opcode", "textwrap", "token", "tokenize"),
-    "typing_extensions",
+    # what others import for a fault's report, a class without a docstring, a locale of one's own, or a date
+    *("ast", "dis", "inspect", "linecache", "locale", "opcode", "textwrap", "token", "tokenize", "traceback"),
+    *("calendar", "google.protobuf.text_encoding", "platform", "typing_extensions"),
 )
 """Modules of libraries that are imported by others, who seldom use them."""
 

@@ -10,6 +10,7 @@ write at an offset of a file that it is given: /dev/mem, for the running kernel 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 from kvmd import late
@@ -21,6 +22,7 @@ LATE = ("kvmd.images", "drgn.helpers", "base64", "bisect", "copy", "dataclasses"
 def main() -> None:
     """Import what a worker is made of, and run."""
     gc.disable()  # nothing of it becomes garbage
+    os.environ["PYTHON_ZSTANDARD_IMPORT_POLICY"] = "cext"  # or it asks platform, of which nobody else has use
     late.start(*LATE)
     from kvmd.worker.start import run  # noqa: PLC0415 - after that
 

@@ -67,7 +67,8 @@ class Awaited(Awaitable[int]):
 FUNCTIONS = [
     plain, generator, coroutine, asynchronous, iterable, lambda: None, Some, Some(), Some().plain, Some().coroutine,
     Some.coroutine, Some().asynchronous, Some().of_the_class, partial(coroutine), partial(partial(asynchronous)),
-    types.MethodType(partial(coroutine), 1), partial(Some().coroutine), len, str.join, print, 1, None, "text", type, object(),
+    types.MethodType(partial(coroutine), 1), partial(Some().coroutine), len, str.join, print, 1, None, "text", type,
+    object(),
 ]  # fmt: skip
 
 
