@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, field
 
 from kvmd.access.audit import Audit
 from kvmd.access.limits import Quotas
@@ -14,20 +13,18 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 """Upper bounds, in seconds, of the classes that calls fall into by how long they took; one more has the others."""
 
 
-@dataclass(slots=True)
 class Calls:
     """How often a method ended in one way, and how long that took, in seconds."""
 
-    count: int = 0
-    seconds: float = 0.0
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
 
 
-@dataclass(slots=True)
 class Durations:
     """How long a method's calls took: how many fell into each of the classes of :data:`BOUNDS`, and seconds in all."""
 
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-    seconds: float = 0.0
+    def __init__(self) -> None:
+        self.counts, self.seconds = [0] * (len(BOUNDS) + 1), 0.0
 
 
 class Metrics:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvmd.access.sinks import Sink
@@ -114,14 +113,12 @@ class Audit:
             sink.close()
 
 
-@dataclass(slots=True)
 class Reads:
     """What has been read by a descriptor since that was last recorded: counts, and within which addresses."""
 
-    calls: int = 0
-    bytes: int = 0
-    _low: int | None = field(default=None)
-    _high: int = 0
+    def __init__(self) -> None:
+        self.calls = self.bytes = self._high = 0
+        self._low: int | None = None
 
     def add(self, count: int, ranges: Sequence[tuple[int, int]], calls: int = 1) -> None:
         """Count one call's answer of so many bytes about these (address, length); of several, if they are not known."""

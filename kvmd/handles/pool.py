@@ -8,7 +8,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from kvmd.access.limits import Quota
@@ -79,23 +78,24 @@ class ImageFiles(NamedTuple):
         return [file.fd for _, file in self.files]
 
 
-@dataclass(eq=False, slots=True)
 class Entry:
-    """An image with its worker, as descriptors hold it.
+    """An image with its worker, as descriptors hold it."""
 
-    :ivar owner: who opened it first: it counts among the workers of this identity.
-    :ivar listeners: who is told how far the opening has come.
-    """
+    def __init__(
+        self,
+        key: tuple[object, ...],
+        opened: asyncio.Task[tuple[Worker, Opened]],
+        owner: str,
+        listeners: list[Progress],
+    ) -> None:
+        """Make an entry that nobody uses yet.
 
-    key: tuple[object, ...]
-    opened: asyncio.Task[tuple[Worker, Opened]]
-    owner: str
-    listeners: list[Progress] = field(default_factory=list)
-    since: float = field(default_factory=time.time)
-    users: int = 0
-    retiring: asyncio.TimerHandle | None = None
-    image: Opened = field(default=Opened(), init=False)
-    kept: bool = field(default=False, init=False)
+        :param owner: who opened it first: it counts among the workers of this identity.
+        :param listeners: who is told how far the opening has come.
+        """
+        self.key, self.opened, self.owner, self.listeners = key, opened, owner, listeners
+        self.since, self.users, self.kept, self.image = time.time(), 0, False, Opened()
+        self.retiring: asyncio.TimerHandle | None = None
 
     @property
     def worker(self) -> Worker:

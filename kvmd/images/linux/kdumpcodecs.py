@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import drgn  # noqa: F401 - which brings libkdumpfile
 
@@ -35,11 +36,16 @@ def _raw(packed: Sequence[bytes], size: int, into: memoryview) -> None:
     into[:] = b"".join(packed)
 
 
+@cache
+def _loaded() -> frozenset[str]:
+    """The files that are mapped, libraries among them."""
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+        return frozenset(line.split(maxsplit=5)[-1].strip() for line in lines if "/" in line)
+
+
 def _library(name: str) -> ctypes.PyDLL | None:
     """A library that is loaded."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-        paths = {line.split(maxsplit=5)[-1].strip() for line in lines if name in line}
-    found = [path for path in paths if os.path.basename(path).startswith(name)]
+    found = [path for path in _loaded() if os.path.basename(path).startswith(name)]
     return ctypes.PyDLL(found[0]) if found else None
 
 
