@@ -96,12 +96,20 @@ class _Finder:
         """See :class:`importlib.abc.MetaPathFinder`."""
         if (known := self.held.pop(name, None)) is not None:
             return spec_from_file_location(name, known[0], loader=_Loader(name, *known))
-        if not any(name == late or name.startswith(late + ".") for late in self.names):
+        if name not in self.names and not self._within(name):
             return None
         spec = finder.find(name, path)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
             spec.loader = _Loader(name, spec.loader.path)
         return spec
+
+    def _within(self, name: str) -> bool:
+        """Whether it is in a package that is late."""
+        while (end := name.rfind(".")) > 0:
+            name = name[:end]
+            if name in self.names:
+                return True
+        return False
 
 
 _finder = _Finder()
