@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import File
@@ -11,19 +12,18 @@ from kvmd.images.base import File
 _PIECE = 64 << 10
 
 
-def whole(file: File, limit: int) -> bytes:
-    """Read a file from its start to its end; the descriptor's position is neither used nor moved.
+def pieces(file: File, limit: int) -> Iterator[bytes]:
+    """Read a file from its start to its end, as it comes; the descriptor's position is neither used nor moved.
 
     :raises KvmError: SOURCE_IO if it can't be read, or is longer than ``limit`` bytes.
     """
-    parts: list[bytes] = []  # a seq_file gives a page at a time, for which room for more would be made in vain
     done = 0
     try:
         while part := os.pread(file.fd, _PIECE, done):
-            parts.append(part)
             done += len(part)
             if done > limit:
                 raise error(Reason.SOURCE_IO, f"{file.name} is longer than {limit} bytes", path=file.name)
+            yield part  # a seq_file gives a page at a time
     except OSError as e:
         raise error(
             Reason.SOURCE_IO,
@@ -31,4 +31,21 @@ def whole(file: File, limit: int) -> bytes:
             path=file.name,
             errno=errno.errorcode.get(e.errno or 0, "EIO"),
         ) from e
-    return b"".join(parts)
+
+
+def whole(file: File, limit: int) -> bytes:
+    """All of a file: see :func:`pieces`."""
+    return b"".join(pieces(file, limit))
+
+
+def lines(file: File, limit: int, most: int) -> Iterator[bytes]:
+    """A file in pieces of ``most`` bytes or a little more, each of whole lines; the last may lack its end."""
+    parts: list[bytes] = []
+    for part in pieces(file, limit):
+        parts.append(part)
+        if sum(map(len, parts)) >= most and b"\n" in part:
+            text, _, rest = b"".join(parts).rpartition(b"\n")
+            yield text + b"\n"
+            parts = [rest]
+    if any(parts):
+        yield b"".join(parts)

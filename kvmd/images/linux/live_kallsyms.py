@@ -10,21 +10,24 @@ import re
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import count
 
 from drgn import Symbol
 
 from kvmd.errors import Reason, error
 from kvmd.images.base import File
-from kvmd.images.linux.live_files import whole
+from kvmd.images.linux.live_files import lines
 from kvmd.images.linux.symbols import KERNEL, N_ABS, N_BSS, N_DATA, N_EXT, N_TEXT, Found, Sections, as_drgn
 from kvmd.v1 import symbol_pb2
 
 _LINE = re.compile(rb"^([0-9a-f]{16}) ([!-~]) ([^\s]+)(?:\t\[([^\s\]]+)\])?$", re.M)
 _MAX_BYTES = 256 << 20
-_SHOWN = re.compile(rb"^(?!0{16})[0-9a-f]{16} ", re.M)
+_SHOWN = re.compile(rb"^(?!0{16})[0-9a-f]{16} [!-~] [^\s]", re.M)
+_AT_ONCE = 256 << 10
+_BEYOND = 1 << 64
 _TRIES = 3
 _FEW = 48  # names that are looked for in the text: from there on to make a table of it is quicker
 _PATIENCE = 5.0
@@ -36,24 +39,45 @@ Row = tuple[int, bytes, bytes]
 
 
 class Text:
-    """One reading of the file. The first few names are found without a table of all, which takes a while to make.
+    """One reading of the file, no further than is needed; the first few names are found without a table of all.
 
-    :raises KvmError: NO_SYMBOLS if it holds none, or hides their addresses.
+    :param pieces: the file's, each of whole lines.
+    :ivar torn: whether reading on has failed, so that the rest will not come.
+    :raises KvmError: NO_SYMBOLS if it holds none, or hides their addresses; SOURCE_IO from all that reads on.
     """
 
-    def __init__(self, text: bytes) -> None:
-        if not _LINE.search(text):
-            raise error(Reason.NO_SYMBOLS, "/proc/kallsyms is empty: the kernel lacks CONFIG_KALLSYMS, or it is hidden")
-        if not _SHOWN.search(text):
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._rest, self._sought = iter(pieces), 0
+        self._read: list[bytes] = []
+        self._ended = self.torn = False
+        if not any(_SHOWN.search(piece) for piece in self._pieces()):
+            if not any(map(_LINE.search, self._read)):
+                raise error(Reason.NO_SYMBOLS, "/proc/kallsyms is empty: no CONFIG_KALLSYMS, or it is hidden")
             message = "/proc/kallsyms hides its addresses: the daemon needs CAP_SYSLOG and kernel.kptr_restrict below 2"
             raise error(Reason.NO_SYMBOLS, message, path="/proc/kallsyms")
-        self._text = text
-        self._sought = 0
+
+    def _pieces(self, first: int = 0) -> Iterator[bytes]:
+        """The pieces from one on; those that are needed are read."""
+        for at in count(first):
+            if at == len(self._read):
+                self.torn = True
+                piece = next(self._rest, None)
+                self.torn = False
+                if piece is None:
+                    self._ended = True
+                    return
+                self._read.append(piece)
+            yield self._read[at]
 
     @cached_property
     def table(self) -> Table:
         """All of it."""
-        return Table(self._text)
+        return Table(b"".join(self._pieces()))
+
+    @property
+    def known(self) -> int:
+        """How much has been read."""
+        return len(self._read)
 
     def kernel(self, name: bytes) -> tuple[Row, int] | None:
         """A symbol of the kernel proper, and how far the next one is: as :class:`Table` has it."""
@@ -61,32 +85,50 @@ class Text:
         if self._sought > _FEW:
             row = self.table.kernel.get(name)
             return (row, self.table.size(row[0])) if row else None
-        first = None
-        for match in self._lines(name):
-            row = int(match[1], 16), match[2], b""
-            if first is None or row[1].isupper():
-                first = row, match.end()
-            if row[1].isupper():  # a global one, which no other can be instead of
-                break
-        return (first[0], self._gap(first[0][0], first[1])) if first else None
+        found = _best(name, self._pieces())
+        return (found[0], self._gap(found[0][0], *found[1:])) if found else None
 
-    def _lines(self, name: bytes) -> Iterator[re.Match[bytes]]:
-        """The lines of the kernel's symbols of a name, in order."""
-        sought, at = b" %b\n" % name, 0
-        while (at := self._text.find(sought, at)) >= 0:
-            line = _LINE.match(self._text, self._text.rfind(b"\n", 0, at) + 1)
-            if line and line[3] == name:
-                yield line
-            at += 1
+    def bound(self, name: str) -> int:
+        """The address of a symbol of the kernel; 0: there is none; :data:`_BEYOND` all others: it is not read yet."""
+        found = _best(name.encode(), self._read)
+        if found is None and not self._ended:
+            return _BEYOND
+        if found is not None and not found[0][1].isupper():  # a global one may come
+            found = _best(name.encode(), self._pieces())
+        return found[0][0] if found else 0
 
-    def _gap(self, address: int, at: int) -> int:
-        """From an address to the next symbol's, which begins at or after a place in the text; 0: there is none."""
-        for line in _LINE.finditer(self._text, at):
-            if line[4]:
-                break
-            if (gap := int(line[1], 16) - address) > 0:
-                return gap
+    def _gap(self, address: int, piece: int, at: int) -> int:
+        """From an address to the next symbol's, which begins at or after a place in a piece; 0: there is none."""
+        for text in self._pieces(piece):
+            for line in _LINE.finditer(text, at):
+                if line[4]:
+                    return 0
+                if (gap := int(line[1], 16) - address) > 0:
+                    return gap
+            at = 0
         return 0
+
+
+def _best(name: bytes, pieces: Iterable[bytes]) -> tuple[Row, int, int] | None:
+    """A symbol of the kernel by its name, and where its line ends: the piece's number, the place in it."""
+    first: tuple[Row, int, int] | None = None
+    for number, piece in enumerate(pieces):
+        for match in _lines(name, piece):
+            row = int(match[1], 16), match[2], b""
+            if row[1].isupper():  # a global one, which no other can be instead of
+                return row, number, match.end()
+            first = first or (row, number, match.end())
+    return first
+
+
+def _lines(name: bytes, text: bytes) -> Iterator[re.Match[bytes]]:
+    """The lines of the kernel's symbols of a name, in order."""
+    sought, at = b" %b\n" % name, 0
+    while (at := text.find(sought, at)) >= 0:
+        line = _LINE.match(text, text.rfind(b"\n", 0, at) + 1)
+        if line and line[3] == name:
+            yield line
+        at += 1
 
 
 class Table:
@@ -134,6 +176,7 @@ class LiveKallsyms:
         self._state: object = None
         self._read_at = 0.0
         self._sections: Sections | None = None
+        self._bounded = 0  # so much had been read when they were looked for
         self._in_batch = self._looked = False
 
     @contextmanager
@@ -146,8 +189,8 @@ class LiveKallsyms:
             self._in_batch = False
 
     def _text(self) -> Text:
-        if self._known is None:
-            self._known = Text(whole(self._file, _MAX_BYTES))
+        if self._known is None or self._known.torn:
+            self._known = Text(lines(self._file, _MAX_BYTES, _AT_ONCE))
             self._read_at = time.monotonic()
         return self._known
 
@@ -168,14 +211,11 @@ class LiveKallsyms:
         found = self._text().kernel(name.encode("utf-8", "surrogateescape"))
         return self._found(name, *found) if found else None
 
-    def _address(self, name: str) -> int:
-        found = self._text().kernel(name.encode())
-        return found[0][0] if found else 0
-
     def _found(self, name: str, row: Row, size: int) -> Found:
         address, letter, _ = row
-        if self._sections is None:
-            self._sections = Sections(self._address)
+        text = self._text()
+        if self._sections is None or self._bounded != text.known:
+            self._sections, self._bounded = Sections(text.bound), text.known
         external = letter.isupper() or letter in b"vw"
         n_type = self._sections.n_type(address, code=letter in b"tT", external=external)
         return Found(name, address, size, n_type, symbol_pb2.SYMBOL_SOURCE_KALLSYMS)

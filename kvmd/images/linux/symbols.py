@@ -62,7 +62,7 @@ class Sections:
         # s390x has kernel addresses, per-CPU ones among them, from 0 on.
         self._lowest = min(KERNEL, bounds["_text"] or KERNEL)
         # Some kernels (Debian's 7.2) are linked so that nm(1), and with it kallsyms, calls all data text.
-        self._data = range(bounds["_sdata"], bounds["_edata"])
+        self._data = range(bounds["_sdata"], bounds["_edata"] if bounds["_sdata"] else 0)
 
     def n_type(self, address: int, *, code: bool, external: bool) -> int:
         """The type as in nlist(3) of a symbol that is known to be code, or not known to be."""

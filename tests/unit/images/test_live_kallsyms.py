@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from images import unpack
 from kvmd.errors import KvmError, Reason
 from kvmd.images.base import File
+from kvmd.images.linux import live_files, live_kallsyms
 from kvmd.images.linux.live_kallsyms import LiveKallsyms, Table, Text
 from kvmd.images.linux.live_modules import ModuleList
-from kvmd.images.linux.symbols import N_BSS, N_DATA, N_EXT, N_TEXT
+from kvmd.images.linux.symbols import _BOUNDS, N_BSS, N_DATA, N_EXT, N_TEXT
 
 TEXT = b"""\
 0000000000000000 A fixed_percpu_data
@@ -156,7 +158,7 @@ lines = st.builds(
 @example([b"\xff" * 16 + b" T x\n"])
 def test_any_bytes(parts: list[bytes]) -> None:
     try:
-        table = Text(b"".join(parts)).table
+        table = Text([b"".join(parts)]).table
     except KvmError as failure:
         assert failure.reason is Reason.NO_SYMBOLS
         return
@@ -177,8 +179,19 @@ def test_every_line_is_found(parts: list[bytes]) -> None:
         assert line[19:].split(b"\t")[0].rstrip(b"\n") in rows
 
 
+def pieces(text: bytes, size: int) -> list[bytes]:
+    """Of whole lines."""
+    made, lines = [b""], text.splitlines(keepends=True)
+    for line in lines:
+        if len(made[-1]) >= size:
+            made.append(b"")
+        made[-1] += line
+    return made
+
+
+@pytest.mark.parametrize("size", [1 << 16, 1 << 30])
 @pytest.mark.parametrize("late", [False, True], ids=["in order", "a name once more"])
-def test_the_first_few_are_found_as_all_are(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+def test_the_first_few_are_found_as_all_are(monkeypatch: pytest.MonkeyPatch, late: bool, size: int) -> None:
     """Of each name, what a search of the text finds is what the table of all has."""
     text = unpack("qemu", "kallsyms").read_bytes() + b"ffffffffc0000000 t linux_banner\t[mod]\n"
     if late:  # after the static one a global one, which counts
@@ -197,13 +210,95 @@ def test_the_first_few_are_found_as_all_are(monkeypatch: pytest.MonkeyPatch, lat
         b"linux_banner\t[mod]",
     ]
     monkeypatch.setattr("kvmd.images.linux.live_kallsyms._FEW", len(names))
-    sought = Text(text)
+    sought = Text(pieces(text, size))
     for name in names:
         row = table.kernel.get(name)
         assert sought.kernel(name) == ((row, table.size(row[0])) if row else None), name
     assert "table" not in vars(sought)
     sought.kernel(b"_text")
     assert "table" in vars(sought)
+
+
+def test_no_more_is_read_than_a_symbol_takes() -> None:
+    text = unpack("qemu", "kallsyms").read_bytes()
+    taken: list[bytes] = []
+
+    def given() -> Iterator[bytes]:
+        for piece in pieces(text, 1 << 14):
+            taken.append(piece)
+            yield piece
+
+    sought = Text(given())
+    assert sought.kernel(b"_text")
+    assert len(taken) <= 2
+    before = len(taken)
+    assert sought.kernel(b"linux_banner")
+    assert before < len(taken) < len(pieces(text, 1 << 14))
+    assert sought.kernel(b"no such") is None
+    assert b"".join(taken) == text
+
+
+def test_what_a_symbol_is_does_not_depend_on_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 symbols and all next to the bounds of sections: first of all names, and when all has been read."""
+    path = unpack("qemu", "kallsyms")
+    rows = [line.split() for line in path.read_bytes().splitlines() if b"\t" not in line]
+    monkeypatch.setattr("kvmd.images.linux.live_kallsyms._AT_ONCE", 1 << 12)
+    near = {at + n for at, row in enumerate(rows) if row[2].decode() in _BOUNDS for n in range(-3, 4)}
+    names = {rows[at][2].decode() for at in [*near, *random.Random(7).sample(range(len(rows)), 200)] if at < len(rows)}
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        whole = LiveKallsyms(File(fd, "kallsyms"), lambda: None)
+        assert whole("no such") is None
+        for name in names:
+            assert LiveKallsyms(File(fd, "kallsyms"), lambda: None)(name) == whole(name)
+    finally:
+        os.close(fd)
+
+
+def test_a_bound_that_comes_late() -> None:
+    """A static one of its name is not it while a global one may come."""
+    text = Text([b"%016x t __bss_start\n" % 0x1000, b"%016x B __bss_start\n" % 0x2000, b"%016x B _end\n" % 0x3000])
+    assert text.bound("_end") == 1 << 64
+    assert text.known == 1
+    assert text.bound("__bss_start") == 0x2000
+    assert text.bound("_etext") == 1 << 64
+    assert text.bound("_end") == 1 << 64
+    assert text.kernel(b"_end")
+    assert text.bound("_end") == 0x3000
+    assert text.kernel(b"no such") is None
+    assert text.bound("_etext") == 0
+
+
+def test_a_reading_that_fails_halfway_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not read of it isn't taken for what is not there."""
+    pieces = [b"%016x T first\n" % 0x1000, b"%016x T second\n" % 0x2000]
+    failures = [KvmError(Reason.SOURCE_IO, "no memory")]
+
+    def read(*_: object) -> Iterator[bytes]:
+        yield pieces[0]
+        if failures:
+            raise failures.pop()
+        yield pieces[1]
+
+    monkeypatch.setattr(live_kallsyms, "lines", read)
+    table = LiveKallsyms(File(-1, "kallsyms"), lambda: None)
+    with pytest.raises(KvmError, match="no memory"):
+        table("second")
+    found = table("second")
+    assert found is not None
+    assert found.value == 0x2000
+
+
+@given(st.lists(st.binary(max_size=40), max_size=20), st.integers(1, 200))
+def test_pieces_are_of_whole_lines(parts: list[bytes], most: int) -> None:
+    text = b"\n".join(parts)
+    with TemporaryFile() as file:
+        file.write(text)
+        file.flush()
+        found = list(live_files.lines(File(file.fileno(), "text"), 1 << 20, most))
+    assert b"".join(found) == text
+    assert all(piece.endswith(b"\n") for piece in found[:-1])
+    assert all(found)
 
 
 def test_the_same_as_the_table_in_a_dump(qemu: Any) -> None:
