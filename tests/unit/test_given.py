@@ -73,12 +73,12 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-@pytest.mark.parametrize("thing", FUNCTIONS, ids=str)
+@pytest.mark.parametrize("thing", FUNCTIONS, ids=map(str, range(len(FUNCTIONS))))
 def test_functions_are_judged_as_inspect_does(name: str, thing: object) -> None:
     assert GIVEN["inspect"][name](thing) is bool(getattr(inspect, name)(thing))  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("made", [generator, iterable, asynchronous, Awaited], ids=str)
+@pytest.mark.parametrize("made", [generator, iterable, asynchronous, Awaited])
 def test_what_is_awaited_is_judged_as_inspect_does(made: object) -> None:
     thing = made()  # type: ignore[operator]
     assert GIVEN["inspect"]["isawaitable"](thing) is inspect.isawaitable(thing)  # type: ignore[operator]
